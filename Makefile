@@ -1,0 +1,23 @@
+# Each target works on a fresh machine: `setup` first makes .venv, a real ComfyUI in .host, and a browser.
+PYTHON ?= python3
+VENV_PYTHON = .venv/bin/python
+MODELS ?=
+
+.PHONY: setup demo test bench lint
+
+setup:
+	@$(PYTHON) -m tools.install
+
+demo: setup
+	@MODELS="$(MODELS)" $(VENV_PYTHON) -m tools.demo
+
+test: setup
+	@$(VENV_PYTHON) -m pytest
+
+bench: setup
+	@$(VENV_PYTHON) -m benchmarks
+
+lint: setup
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+	@$(VENV_PYTHON) -m pyright

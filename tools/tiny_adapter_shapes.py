@@ -1,0 +1,50 @@
+"""Key and shape table of a released-layout IPAdapter-Instruct adapter for SD1.5, as {key: shape}."""
+
+from __future__ import annotations
+
+from .tiny_shapes import CHANNELS, TEXT, Shapes, UNetLayout
+
+IMAGE = 1280  # width of ViT-H/14's penultimate states
+TOKENS = 16
+DEPTH = 4
+HEAD = 64
+
+
+def projector_shapes(width: int, prompt_layers: bool = True) -> Shapes:
+    """The projector; `prompt_layers=False` gives the paper's, which does not read the prompt."""
+    sources = {"proj_in": IMAGE, "proj_new_input": TEXT, **({"proj_prompt_input": TEXT} if prompt_layers else {})}
+    shapes: Shapes = {"latents": (1, TOKENS, width)}
+    for name, inner in sources.items():
+        shapes |= {f"{name}.weight": (width, inner), f"{name}.bias": (width,)}
+    shapes |= {"proj_out.weight": (TEXT, width), "proj_out.bias": (TEXT,)}
+    shapes |= {"norm_out.weight": (TEXT,), "norm_out.bias": (TEXT,)}
+    stacks = {"layers": 4, "new_input_layers": 2, **({"prompt_layers": 2} if prompt_layers else {})}
+    for stack, multiple in stacks.items():
+        for index in range(DEPTH):
+            shapes |= _layer_shapes(f"{stack}.{index}", width, multiple * width)
+    return shapes
+
+
+def _layer_shapes(name: str, width: int, hidden: int) -> Shapes:
+    return {
+        f"{name}.0.norm1.weight": (width,),
+        f"{name}.0.norm1.bias": (width,),
+        f"{name}.0.norm2.weight": (width,),
+        f"{name}.0.norm2.bias": (width,),
+        f"{name}.0.to_q.weight": (width, width),
+        f"{name}.0.to_kv.weight": (2 * width, width),
+        f"{name}.0.to_out.weight": (width, width),
+        f"{name}.1.0.weight": (width,),
+        f"{name}.1.0.bias": (width,),
+        f"{name}.1.1.weight": (hidden, width),
+        f"{name}.1.3.weight": (width, hidden),
+    }
+
+
+def key_value_shapes(layout: UNetLayout) -> Shapes:
+    """Key and value projections of every cross-attention, numbered by odd attention processors."""
+    return {
+        f"{2 * index + 1}.to_{kind}_ip.weight": (CHANNELS, TEXT)
+        for index in range(layout.cross_attentions)
+        for kind in ("k", "v")
+    }
