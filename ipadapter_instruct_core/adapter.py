@@ -1,0 +1,68 @@
+"""The whole adapter: a projector and the keys and values of every cross-attention."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import AdapterConfig, encoder_of_width
+from .image_kv import image_key_values
+from .projector import Projector
+
+
+class Adapter(nn.Module):
+    """Its state dict is the released layout, flattened: ``image_proj.*`` and ``ip_adapter.{n}.to_k_ip.weight``.
+
+    ``ops`` supplies ``Linear`` and ``LayerNorm``; a host passes its own, which cast and offload as it likes.
+    """
+
+    def __init__(self, config: AdapterConfig, ops: Any = nn) -> None:
+        super().__init__()
+        self.config = config
+        self.image_proj = Projector(config, ops)
+        self.ip_adapter = image_key_values(config, ops)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], metadata: Mapping[str, str] = {}, ops: Any = nn) -> "Adapter":
+        """Build the adapter that a flat state dict holds and load it strictly, keeping the tensors' precision.
+
+        Raises:
+            ValueError: keys are missing or unexpected; the message names the first of them.
+        """
+        config = AdapterConfig.from_state_dict(state, metadata)
+        with torch.device("meta"):  # the file's tensors take the place of every parameter
+            adapter = cls(config, ops)
+        expected = adapter.state_dict()
+        problems = {
+            "missing": [key for key in expected if key not in state],
+            "unexpected": [key for key in state if key not in expected],
+            "of another shape": [k for k in expected if k in state and state[k].shape != expected[k].shape],
+        }
+        for problem, keys in problems.items():
+            if keys:
+                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+                raise ValueError(f"{len(keys)} weights are {problem}: {', '.join(keys[:3])}{more}")
+        adapter.load_state_dict(dict(state), strict=True, assign=True)
+        return adapter.requires_grad_(False).eval()
+
+    def key_values(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """tokens [B, T, O] -> keys and values [B, T, width] of each cross-attention, in key order."""
+        return [layer(tokens) for layer in self.ip_adapter.values()]
+
+    def with_instruction(
+        self, instruction_width: int, prompt_width: int | None = None, generator: torch.Generator | None = None
+    ) -> "Adapter":
+        """A trainable instruct adapter that starts from this plain IPAdapter+ and equals it exactly (Sec. 3.5)."""
+        config = replace(
+            self.config,
+            instruction_width=instruction_width,
+            prompt_width=prompt_width,
+            instruction_encoder=encoder_of_width(instruction_width),
+        )
+        adapter = Adapter(config)
+        adapter.image_proj.initialise_new_layers(generator)
+        unknown = adapter.load_state_dict(self.state_dict(), strict=False).unexpected_keys
+        assert not unknown, unknown
+        return adapter

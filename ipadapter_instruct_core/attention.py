@@ -1,0 +1,27 @@
+"""Decoupled cross-attention: what the picture adds to the text's attention (paper, Fig. 2)."""
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, T, H*d] -> [B, H, T, d], a view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def image_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of latent positions to adapter tokens.
+
+    torch's own attention rather than the host's chosen backend: some of those refuse 16 keys or our
+    head sizes, or return wrong pictures for them.
+
+    Args:
+        queries: [B, P, H*d], as the base model projected them.
+        keys, values: [B, H, T, d], split beforehand. The adapter's weight is folded into the values,
+            which is exact since attention is linear in them, and saves a multiplication a layer.
+
+    Returns:
+        [B, P, H*d], to be added to the text attention's output.
+    """
+    out = scaled_dot_product_attention(split_heads(queries, keys.shape[1]), keys, values)
+    return out.transpose(1, 2).flatten(2)

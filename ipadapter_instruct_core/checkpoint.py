@@ -1,0 +1,172 @@
+"""Reading and writing adapter files: the authors' ``.bin``, ``.safetensors``, and what is neither, in plain words."""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .adapter import Adapter
+from .config import AdapterConfig
+
+GROUPS = ("image_proj", "ip_adapter")
+EXPECTED = "expected an IPAdapter-Instruct file, or IPAdapter-Plus for a baseline"
+DOWNLOAD_AGAIN = "The download is incomplete or damaged: download it again."
+
+# (a piece of a key that only this kind of file has, what the file is); the first that fits is named.
+FOREIGN_FILES = (
+    ("lora_", "a LoRA; load it with a LoRA loader"),
+    (".lora.", "a LoRA; load it with a LoRA loader"),
+    ("control_model.", "a ControlNet; load it with Load ControlNet Model"),
+    ("input_hint_block.", "a ControlNet; load it with Load ControlNet Model"),
+    ("controlnet_cond_embedding", "a ControlNet; load it with Load ControlNet Model"),
+    ("model.diffusion_model.", "a whole checkpoint; load it with Load Checkpoint"),
+    ("vision_model.", "a CLIP vision model; load it with Load CLIP Vision"),
+    ("text_model.", "a text encoder; load it with Load CLIP"),
+)
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file's tensors, flattened to the released layout's dotted keys, and its metadata.
+
+    Pickles are opened weights-only: code inside is refused, never run.
+
+    Raises:
+        ValueError: one sentence on what the file is instead, or what is damaged.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise ValueError(f"{path.name} is empty. {DOWNLOAD_AGAIN}")
+    if head.lstrip()[:1] == b"<":
+        raise ValueError(
+            f"{path.name} is a web page (HTML), not weights: the download saved the site's page. "
+            "Download the file itself, with the page's download button."
+        )
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path.name} is a Git LFS pointer of a few bytes, not weights. Run 'git lfs pull' for it.")
+    return _read_safetensors(path) if _is_safetensors(path, head) else _read_pickle(path)
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    return path.suffix in (".safetensors", ".sft") or head[8:9] == b"{"
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a whole safetensors file ({error}). {DOWNLOAD_AGAIN}") from error
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            raise ValueError(
+                f"{path.name} holds code besides weights, so it was not opened. "
+                "Take the file from its authors' page, or a .safetensors version of it."
+            ) from error
+        raise ValueError(f"{path.name} is not a weights file that can be read. {DOWNLOAD_AGAIN}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{path.name} is cut short or damaged. {DOWNLOAD_AGAIN}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}, not named weights; {EXPECTED}.")
+    return _flatten(content), dict(content.get("metadata", {}))
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            flat[prefix + str(key)] = value
+        elif isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+    return flat
+
+
+def load(path: str | os.PathLike, ops: Any = nn) -> Adapter:
+    """Read an adapter file strictly: every weight is used, and none is made up.
+
+    Raises:
+        ValueError: one sentence on what is wrong with the file, what was expected and what to do.
+    """
+    path = Path(path)
+    state, metadata = read(path)
+    _refuse_foreign(path.name, state)
+    try:
+        adapter = Adapter.from_state_dict(state, metadata, ops)
+    except ValueError as error:
+        raise ValueError(f"{path.name} does not fit the released layout: {error}. {DOWNLOAD_AGAIN}") from error
+    for key, tensor in state.items():
+        # A sum is not finite if any element is not, and needs no second tensor of the same size.
+        if not torch.isfinite(tensor.float().sum()):
+            raise ValueError(f"{path.name} holds values that are not numbers, in {key}. {DOWNLOAD_AGAIN}")
+    return adapter
+
+
+def _refuse_foreign(name: str, state: Mapping[str, Tensor]) -> None:
+    keys = "\n".join(state)
+    projector = {key.removeprefix("image_proj.") for key in state if key.startswith("image_proj.")}
+    if not projector or not any(key.startswith("ip_adapter.") for key in state):
+        kind = next((what for piece, what in FOREIGN_FILES if piece in keys), "something else")
+        raise ValueError(f"{name} is {kind}; {EXPECTED}.")
+    if "norm_out_big.weight" in projector or any(key.endswith(".add_k_proj_ip.weight") for key in state):
+        raise ValueError(
+            f"{name} is the SD3 adapter, which this version does not run yet; choose the SD1.5 or the SDXL file."
+        )
+    if any("perceiver_resampler" in key for key in projector) or "_lora." in keys:
+        raise ValueError(f"{name} is an IPAdapter FaceID file, which reads face embeddings; {EXPECTED}.")
+    if "latents" not in projector:
+        raise ValueError(f"{name} is an IPAdapter without a resampler (not a Plus version); {EXPECTED}.")
+
+
+def describe(config: AdapterConfig, **extra: str) -> dict[str, str]:
+    """Metadata that a file carries about itself; ``extra`` adds to it (tasks, steps, licence, ...)."""
+    projector = "released" if config.reads_prompt else "paper" if config.follows_instructions else "ip-adapter-plus"
+    return {
+        "format": "pt",
+        "architecture": "ip-adapter-instruct",
+        "projector": projector,
+        "base": config.base.value,
+        "instruction_encoder": config.instruction_encoder.value,
+        **extra,
+    }
+
+
+def save(path: str | os.PathLike, adapter: Adapter, **extra: str) -> None:
+    """Write an adapter as ``.safetensors`` (or ``.bin``) in the released layout, with metadata."""
+    write(path, adapter.state_dict(), describe(adapter.config, **extra))
+
+
+def write(path: str | os.PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write flat tensors; the suffix decides on the layout. Written beside and renamed, so never half a file."""
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".bin"):
+        raise ValueError(f"{path.name}: the name of an adapter file ends in .safetensors or .bin.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
+    os.close(handle)
+    try:
+        if path.suffix == ".safetensors":
+            save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, temporary, dict(metadata))
+        else:
+            nested: dict[str, Any] = {group: {} for group in GROUPS}
+            for key, tensor in state.items():
+                group, _, name = key.partition(".")
+                nested[group][name] = tensor.detach().cpu().clone()
+            torch.save(nested | ({"metadata": dict(metadata)} if metadata else {}), temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

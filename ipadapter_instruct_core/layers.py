@@ -1,0 +1,41 @@
+"""The two layers that the projector is stacked from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from .config import HEAD_WIDTH
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to a source and to themselves; no bias, pre-norm (IPAdapter+, Fig. 3 of the paper)."""
+
+    def __init__(self, width: int, heads: int, ops: Any = nn) -> None:
+        super().__init__()
+        inner = heads * HEAD_WIDTH
+        self.heads = heads
+        self.norm1 = ops.LayerNorm(width)
+        self.norm2 = ops.LayerNorm(width)
+        self.to_q = ops.Linear(width, inner, bias=False)
+        self.to_kv = ops.Linear(width, inner * 2, bias=False)
+        self.to_out = ops.Linear(inner, width, bias=False)
+
+    def forward(self, source: Tensor, latents: Tensor) -> Tensor:
+        """source [B, N, D] and latents [B, T, D] -> [B, T, D], without the residual."""
+        latents = self.norm2(latents)
+        queries = self.to_q(latents)
+        keys, values = self.to_kv(torch.cat([self.norm1(source), latents], dim=1)).chunk(2, dim=-1)
+        queries, keys, values = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (queries, keys, values))
+        return self.to_out(scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))
+
+
+def feed_forward(width: int, mult: int, ops: Any = nn) -> nn.Sequential:
+    """LayerNorm, widen, exact GELU, narrow; the order of the parts is the layout of the released files."""
+    return nn.Sequential(
+        ops.LayerNorm(width),
+        ops.Linear(width, width * mult, bias=False),
+        nn.GELU(),
+        ops.Linear(width * mult, width, bias=False),
+    )

@@ -1,0 +1,132 @@
+"""Encode Instruction: what to take from the picture, in words."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..ipadapter_instruct_core.config import AdapterConfig, Base
+from ..ipadapter_instruct_core.guidance import Row
+from ..ipadapter_instruct_core.tasks import EVERYTHING_ROW, UNTRAINED_ON_SDXL, Task, phrase
+from .host import log
+from .host.memory import HostedAdapter
+from .host.text import encode_text
+from .types import CATEGORY, Adapter, Instruction, OpenClip
+
+
+@dataclass(frozen=True)
+class EncodedInstruction:
+    """For each row of guidance, the instruction and prompt tokens that the projector reads, [1, L, W] or None."""
+
+    task: Task
+    wording: str
+    config: AdapterConfig
+    rows: dict[Row, tuple[Tensor | None, Tensor | None]]
+
+
+class EncodeInstruction(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterInstructEncode",
+            display_name="Encode Instruction",
+            category=CATEGORY,
+            description="Says in words what the adapter takes from the picture: choose a task, or write your own wording.",
+            inputs=[
+                Adapter.Input("adapter", tooltip="Decides which text tower reads the instruction."),
+                io.MultiType.Input(
+                    io.Clip.Input("clip"),
+                    [OpenClip],
+                    tooltip="The CLIP of your SD1.5, SDXL or SD3 checkpoint, or an OpenCLIP model where the adapter wants one.",
+                ),
+                io.Combo.Input(
+                    "task",
+                    options=[task.value for task in Task],
+                    default=Task.EVERYTHING.value,
+                    tooltip="What to take from the picture. It also decides on the weight and guidance used by default.",
+                ),
+                io.String.Input(
+                    "instruction",
+                    default="",
+                    multiline=True,
+                    placeholder="own wording (optional)",
+                    tooltip="Your own wording in place of the task's; the task still decides on weight and guidance. "
+                    "Brackets are taken literally.",
+                ),
+                io.String.Input(
+                    "subject",
+                    default="",
+                    placeholder="for the object task: what it is",
+                    tooltip="The name of the thing in the picture, in place of the word 'object' (for example: red teapot).",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    placeholder="the positive prompt, again",
+                    tooltip="The released weights also read the prompt: repeat your positive prompt here. "
+                    "Weights without prompt layers ignore it.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    default="",
+                    multiline=True,
+                    placeholder="the negative prompt, again",
+                    tooltip="Repeat your negative prompt here; read by the SD1.5 weights only.",
+                ),
+            ],
+            outputs=[Instruction.Output(display_name="instruction")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        adapter: HostedAdapter,
+        clip: Any,
+        task: str,
+        instruction: str,
+        subject: str,
+        prompt: str,
+        negative_prompt: str,
+    ) -> io.NodeOutput:
+        if clip is None:
+            raise ValueError("No CLIP is connected (the checkpoint holds none); load one with Load CLIP.")
+        chosen, config = Task(task), adapter.config
+        wording = _wording(chosen, instruction, subject)
+        if config.base is Base.SDXL and chosen in UNTRAINED_ON_SDXL:
+            log.warning("The released SDXL weights were not trained on the task %r; the result may be weak.", task)
+        if config.base is Base.SDXL:
+            negative_prompt = ""  # the SDXL weights were trained with an empty one
+        return io.NodeOutput(
+            EncodedInstruction(chosen, wording, config, _encode_rows(clip, config, wording, prompt, negative_prompt))
+        )
+
+
+def _wording(task: Task, instruction: str, subject: str) -> str:
+    """The user's own wording, or the task's; a subject takes the place of the word "object" in either."""
+    instruction, subject = instruction.strip(), subject.strip()
+    if not instruction:
+        return phrase(task, subject)
+    return instruction.replace("object", subject) if subject else instruction
+
+
+def _encode_rows(
+    clip: Any, config: AdapterConfig, wording: str, prompt: str, negative: str
+) -> dict[Row, tuple[Tensor | None, Tensor | None]]:
+    if not config.follows_instructions:
+        return dict.fromkeys(Row, (None, None))
+
+    def instruction(text: str) -> Tensor:
+        return encode_text(clip, text, config, literal=True)
+
+    # "image" uses the negative prompt's embedding for an instruction too, as the reference code does.
+    negative_tokens = encode_text(clip, negative, config, literal=False)
+    prompt_tokens = encode_text(clip, prompt, config, literal=False) if config.reads_prompt else None
+    negative_prompt_tokens = negative_tokens if config.reads_prompt else None
+    return {
+        Row.FULL: (instruction(wording), prompt_tokens),
+        Row.EVERYTHING: (instruction(EVERYTHING_ROW), prompt_tokens),
+        Row.IMAGE: (negative_tokens, negative_prompt_tokens),
+        Row.UNCOND: (instruction(""), negative_prompt_tokens),
+    }

@@ -1,0 +1,62 @@
+"""IPAdapter-Instruct Guider, for SamplerCustomAdvanced."""
+
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from .host.application import ThreeWay
+from .host.apply import with_guider_scales
+from .types import CATEGORY
+
+
+class Guider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterInstructGuider",
+            display_name="IPAdapter-Instruct Guider",
+            category=CATEGORY,
+            description="Three-way guidance for SamplerCustomAdvanced: a scale each for text, instruction and image, "
+            "in place of those set in Apply IPAdapter-Instruct.",
+            inputs=[
+                io.Model.Input("model", tooltip="A model that has passed through Apply IPAdapter-Instruct."),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Float.Input(
+                    "cfg",
+                    default=5.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="The text scale: how strongly the prompt is followed.",
+                ),
+                io.Float.Input(
+                    "instruct_scale",
+                    default=2.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How strongly the instruction is followed (2 on SD1.5, 4 to 6 on SDXL).",
+                ),
+                io.Float.Input(
+                    "image_scale",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How strongly the picture is followed whatever the instruction (1 on SD1.5, 0.5 on SDXL).",
+                ),
+            ],
+            outputs=[io.Guider.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, positive: list, negative: list, cfg: float, instruct_scale: float, image_scale: float
+    ) -> io.NodeOutput:
+        guider = comfy.samplers.CFGGuider(with_guider_scales(model, ThreeWay(instruct_scale, image_scale)))
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        return io.NodeOutput(guider)

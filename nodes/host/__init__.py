@@ -1,0 +1,11 @@
+"""The one place that knows ComfyUI's internals.
+
+folders   where adapter files lie                memory    weights under the host's memory manager
+vision    pictures -> image tokens               text      wordings -> instruction tokens
+slots     which cross-attentions there are       sampling  what happens while a picture is sampled
+apply     an application of an adapter -> a patched clone of a MODEL
+"""
+
+import logging
+
+log = logging.getLogger("ipadapter_instruct")

@@ -1,0 +1,97 @@
+"""An application of an adapter -> a patched clone of a MODEL; the original is left as it was."""
+
+from dataclasses import replace
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ...ipadapter_instruct_core.config import AdapterConfig
+from .application import CHAIN, Application, Chain, ThreeWay
+from .memory import HostedAdapter
+from .sampling import call_model, correct_guidance, evaluate_conds, start_run
+from .slots import AttentionSlot, CrossAttention, cross_attentions, install
+
+WRAPPERS = {
+    WrappersMP.SAMPLER_SAMPLE: start_run,
+    WrappersMP.CALC_COND_BATCH: evaluate_conds,
+    WrappersMP.APPLY_MODEL: call_model,
+}
+
+
+def matching_slots(model: ModelPatcher, adapter: HostedAdapter) -> list[CrossAttention]:
+    """The model's cross-attentions, one a layer of the adapter.
+
+    Raises:
+        ValueError: the adapter was trained on another kind of model; the message names both.
+    """
+    slots = cross_attentions(model.model.diffusion_model)
+    config: AdapterConfig = adapter.config
+    widths = [slot.width for slot in slots]
+    fits = widths == [width for _, width in config.layers] and all(
+        slot.text_width == config.output_width for slot in slots
+    )
+    if not fits:
+        kind = type(model.model.model_config).__name__
+        raise ValueError(
+            f"{adapter.name} is an adapter for {config.base.label} ({len(config.layers)} cross-attentions), but the "
+            f"connected model is {kind} ({len(slots)}); choose a checkpoint and an adapter of the same family."
+        )
+    return slots
+
+
+def apply(model: ModelPatcher, application: Application) -> ModelPatcher:
+    """A clone of the model with the application in every cross-attention."""
+    slots = matching_slots(model, application.adapter)
+    patched = model.clone()
+    replacements = _own_replacements(patched)
+    install(replacements, slots, application)
+    chain: Chain = patched.model_options["transformer_options"].get(CHAIN, Chain())
+    _set_chain(patched, chain.extended(application))
+    for kind, wrapper in WRAPPERS.items():
+        patched.remove_wrappers_with_key(kind, CHAIN)
+        patched.add_wrapper_with_key(kind, CHAIN, wrapper)
+    patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, CHAIN)
+    patched.add_callback_with_key(CallbacksMP.ON_CLONE, CHAIN, renew_slots)
+    hosted = {id(a.adapter.patcher.model): a.adapter.patcher for a in chain.extended(application).applications}
+    patched.set_additional_models(CHAIN, list(hosted.values()))
+    return patched
+
+
+def with_guider_scales(model: ModelPatcher, scales: ThreeWay) -> ModelPatcher:
+    """A clone whose applications are all guided three ways by these scales."""
+    chain = model.model_options["transformer_options"].get(CHAIN)
+    if chain is None:
+        raise ValueError(
+            "No IPAdapter-Instruct is applied to this model, so there is nothing to guide; "
+            "connect the model through Apply IPAdapter-Instruct, or use CFGGuider."
+        )
+    patched = model.clone()
+    _set_chain(patched, replace(chain, guider_scales=scales))
+    return patched
+
+
+def _set_chain(patched: ModelPatcher, chain: Chain) -> None:
+    patched.model_options["transformer_options"][CHAIN] = chain
+    registered: list[Any] = patched.model_options.get("sampler_post_cfg_function", [])
+    if chain.may_be_three_way and correct_guidance not in registered:
+        # The negative row is needed at cfg 1 too, where the host would leave it out.
+        patched.set_model_sampler_post_cfg_function(correct_guidance, disable_cfg1_optimization=True)
+
+
+def _own_replacements(patched: ModelPatcher) -> dict:
+    """The clone's ``attn2`` replacements, in dictionaries of its own all the way down."""
+    options = patched.model_options.get("transformer_options", {}).copy()
+    patched.model_options["transformer_options"] = options
+    options["patches_replace"] = options.get("patches_replace", {}).copy()
+    options["patches_replace"]["attn2"] = options["patches_replace"].get("attn2", {}).copy()
+    return options["patches_replace"]["attn2"]
+
+
+def renew_slots(original: ModelPatcher, clone: ModelPatcher) -> None:
+    """After the host cloned a MODEL: the clone gets slots of its own, so that a later pack's ``add`` on it
+    never reaches the original, on hosts that share patch objects between clones too."""
+    replacements = _own_replacements(clone)
+    for key, replacement in replacements.items():
+        if isinstance(replacement, AttentionSlot):
+            replacements[key] = replacement.copy()

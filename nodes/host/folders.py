@@ -1,0 +1,82 @@
+"""Where adapter files lie, and which of them fit."""
+
+import functools
+import os
+from pathlib import Path
+
+import folder_paths
+import torch
+from safetensors import safe_open
+
+ADAPTERS = "ipadapter_instruct"
+SHARED = "ipadapter"  # the popular pack's folder: released files often lie there
+OPEN_CLIP_FOLDERS = ("clip_vision", "text_encoders", ADAPTERS)
+EXTENSIONS = {".safetensors", ".sft", ".bin", ".pt", ".pth"}
+
+
+def register() -> None:
+    """Add the models folder ``ipadapter_instruct``, also under paths that extra_model_paths.yaml named."""
+    folder_paths.add_model_folder_path(ADAPTERS, os.path.join(folder_paths.models_dir, ADAPTERS))
+    paths, _ = folder_paths.folder_names_and_paths[ADAPTERS]
+    # Without its own set of extensions a new folder lists every file in it.
+    folder_paths.folder_names_and_paths[ADAPTERS] = (paths, EXTENSIONS)
+
+
+def _files(folder: str) -> list[str]:
+    if folder not in folder_paths.folder_names_and_paths:
+        return []
+    return [name for name in folder_paths.get_filename_list(folder) if Path(name).suffix in EXTENSIONS]
+
+
+def adapter_names() -> list[str]:
+    """Files of the adapters' folder, then those of the shared folder that hold a resampler."""
+    own = _files(ADAPTERS)
+    shared = [name for name in _files(SHARED) if name not in own]
+    return own + [name for name in shared if _fits(folder_paths.get_full_path(SHARED, name))]
+
+
+def open_clip_names() -> list[str]:
+    """Files that may be whole OpenCLIP models; which are is told when one is loaded."""
+    return sorted({name for folder in OPEN_CLIP_FOLDERS for name in _files(folder)})
+
+
+def adapter_path(name: str) -> str:
+    return _find(name, (ADAPTERS, SHARED), "an adapter such as ip-adapter-instruct-sd15.bin")
+
+
+def open_clip_path(name: str) -> str:
+    return _find(name, OPEN_CLIP_FOLDERS, "an OpenCLIP model")
+
+
+def _find(name: str, folders: tuple[str, ...], what: str) -> str:
+    for folder in folders:
+        # Looked up among the listed names only, so no name can lead out of its folder.
+        if name in _files(folder):
+            path = folder_paths.get_full_path(folder, name)
+            if path:
+                return path
+    place = folder_paths.folder_names_and_paths[folders[0]][0][0]
+    raise ValueError(f"There is no file {name or '(none chosen)'}; put {what} into {place} and press R to refresh.")
+
+
+def _fits(path: str | None) -> bool:
+    if path is None:
+        return False
+    status = os.stat(path)
+    return _holds_resampler(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=256)
+def _holds_resampler(path: str, mtime: int, size: int) -> bool:
+    """Whether a file of the shared folder is one that we load, told by its keys; its weights are not read."""
+    try:
+        if path.endswith((".safetensors", ".sft")):
+            with safe_open(path, framework="pt") as file:
+                keys = set(file.keys())
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            keys = {f"{group}.{key}" for group in ("image_proj", "ip_adapter") for key in content[group]}
+    except Exception:  # a damaged or foreign file is simply not offered
+        return False
+    faceid = any("_lora." in key or "perceiver_resampler" in key for key in keys)
+    return "image_proj.latents" in keys and "image_proj.norm_out_big.weight" not in keys and not faceid

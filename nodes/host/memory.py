@@ -1,0 +1,79 @@
+"""Weights under the host's memory manager: offloaded, reloaded and shared as it sees fit."""
+
+from dataclasses import dataclass
+
+import comfy.model_management as management
+import comfy.ops
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...ipadapter_instruct_core import checkpoint
+from ...ipadapter_instruct_core.adapter import Adapter
+from ...ipadapter_instruct_core.config import AdapterConfig
+from ...ipadapter_instruct_core.encoders import OpenClip, load_open_clip
+
+
+def _working_precision(device: torch.device) -> torch.dtype:
+    if management.should_use_fp16(device):
+        return torch.float16
+    return torch.bfloat16 if management.should_use_bf16(device) else torch.float32
+
+
+def _patcher(module: torch.nn.Module) -> ModelPatcher:
+    device = management.get_torch_device()
+    return ModelPatcher(module, load_device=device, offload_device=management.unet_offload_device())
+
+
+@dataclass(frozen=True, eq=False)
+class HostedAdapter:
+    """An adapter as the nodes pass it on: what `Load IPAdapter-Instruct Model` returns."""
+
+    name: str
+    adapter: Adapter
+    patcher: ModelPatcher
+
+    @property
+    def config(self) -> AdapterConfig:
+        return self.adapter.config
+
+    def load(self) -> torch.device:
+        """Bring the weights to where the host computes, and say where that is."""
+        management.load_model_gpu(self.patcher)
+        return self.patcher.load_device
+
+    def __deepcopy__(self, memo: dict) -> "HostedAdapter":
+        return self  # the host deep-copies options when it clones a MODEL; weights are never copied
+
+
+@dataclass(frozen=True, eq=False)
+class HostedOpenClip:
+    """An OpenCLIP model as the nodes pass it on; serves for a CLIP and for a CLIP vision."""
+
+    name: str
+    model: OpenClip
+    patcher: ModelPatcher
+
+    def load(self) -> torch.device:
+        management.load_model_gpu(self.patcher)
+        return self.patcher.load_device
+
+
+def load_adapter(path: str, name: str) -> HostedAdapter:
+    # manual_cast lets the host keep weights in one precision and place, and compute in another.
+    adapter = checkpoint.load(path, ops=comfy.ops.manual_cast)
+    adapter.to(_working_precision(management.get_torch_device()))
+    return HostedAdapter(name, adapter, _patcher(adapter))
+
+
+def load_hosted_open_clip(path: str, name: str) -> HostedOpenClip:
+    model = load_open_clip(path)
+    return HostedOpenClip(name, model, _patcher(model))
+
+
+def intermediate(tensor: torch.Tensor) -> torch.Tensor:
+    """Move a small result to where the host keeps such, in full precision."""
+    return tensor.to(management.intermediate_device(), torch.float32)
+
+
+def module_dtype(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype

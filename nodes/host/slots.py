@@ -1,0 +1,153 @@
+"""The cross-attentions of a MODEL, and the replacement that sits in each of them.
+
+The host keeps one replacement a cross-attention. Another pack's may sit there before ours (we call it,
+and add to what it returns) or come after (it wraps ours, or hands ours a callback with ``add``).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from comfy.ldm.modules import attention as host_attention
+from torch import Tensor
+
+from ...ipadapter_instruct_core.attention import image_attention
+from . import log
+
+CALL = "ipadapter_instruct_call"  # where `sampling` leaves the current model call for the slots
+
+SlotKey = tuple[str, int] | tuple[str, int, int]
+Replacement = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class CrossAttention:
+    """One text cross-attention of the host's UNet: its place in ``attn2``, width, and the text's width."""
+
+    block: tuple[str, int]
+    index: int
+    width: int
+    text_width: int
+    alone: bool
+
+    def key(self, replacements: dict) -> SlotKey:
+        """The key to patch: the block's, as other packs use it for one-layer transformers, unless the
+        layer's own key is taken, which the host looks up first."""
+        own = (*self.block, self.index)
+        return own if own in replacements or not self.alone else self.block
+
+
+def cross_attentions(diffusion_model: Any) -> list[CrossAttention]:
+    """A UNet's text cross-attentions in the order of the adapter files' keys: down, up, middle.
+
+    Empty for models that are not UNets. The middle block is ``("middle", 0)``; the ``("middle", 1)`` that
+    is seen elsewhere is never called.
+    """
+    if not hasattr(diffusion_model, "input_blocks"):
+        return []
+    stages = [("input", i, block) for i, block in enumerate(diffusion_model.input_blocks)]
+    stages += [("output", i, block) for i, block in enumerate(diffusion_model.output_blocks)]
+    if getattr(diffusion_model, "middle_block", None) is not None:
+        stages.append(("middle", 0, diffusion_model.middle_block))
+    found = []
+    for name, number, block in stages:
+        for module in block:
+            layers = getattr(module, "transformer_blocks", [])
+            for index, layer in enumerate(layers):
+                if getattr(layer, "attn2", None) is not None:
+                    width, text_width = layer.attn2.to_q.out_features, layer.attn2.to_k.in_features
+                    found.append(CrossAttention((name, number), index, width, text_width, len(layers) == 1))
+    return found
+
+
+def text_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+    """What the host does where nothing is patched, by whatever backend it has chosen."""
+    return host_attention.optimized_attention(
+        q,
+        k,
+        v,
+        extra_options["n_heads"],
+        attn_precision=extra_options.get("attn_precision"),
+        transformer_options=extra_options,
+    )
+
+
+class AttentionSlot:
+    """Decoupled cross-attention of one layer: what was there before, plus each application's image attention.
+
+    Holds no weights and no state of a run. It only changes through `add`, the popular pack's way to share
+    a slot; each clone of a MODEL gets its own copies (see `apply.renew_slots`), so a cached one never does.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        applications: tuple,
+        previous: Replacement | None = None,
+        followers: tuple[tuple[Callable, dict], ...] = (),
+    ) -> None:
+        self.layer = layer
+        self.applications = applications
+        self.previous = previous
+        self.followers = followers
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        out = (self.previous or text_attention)(q, k, v, extra_options)
+        call = extra_options.get(CALL)
+        if call is not None:
+            for application in self.applications:
+                if call.is_active(application):
+                    keys, values = call.key_values(application, self.layer, q, extra_options["n_heads"])
+                    image = image_attention(q, keys, values)
+                    mask = call.mask(application, q, extra_options["activations_shape"])
+                    out = out + (image if mask is None else image * mask)
+        for callback, options in self.followers:
+            if _in_range(options, extra_options):
+                out = out + callback(out, q, k, v, extra_options, **options)
+        return out
+
+    def with_application(self, application: Any) -> "AttentionSlot":
+        return AttentionSlot(self.layer, (*self.applications, application), self.previous, self.followers)
+
+    def copy(self) -> "AttentionSlot":
+        return AttentionSlot(self.layer, self.applications, self.previous, self.followers)
+
+    def add(self, callback: Callable, **options: Any) -> None:
+        """Called by later packs of the popular pack's family: their image attention is added to ours."""
+        self.followers = (*self.followers, (callback, options))
+
+    def set_new_condition(self, *args: Any, **options: Any) -> None:
+        """Called by packs of an older kind, which expect their own object here."""
+        raise ValueError(
+            "Another adapter pack wants to take over a slot that IPAdapter-Instruct already uses; "
+            "apply that pack first, and IPAdapter-Instruct after it."
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> "AttentionSlot":
+        return self  # called with the weights' precision, fp8 included, which means nothing here
+
+    def __deepcopy__(self, memo: dict) -> "AttentionSlot":
+        return self
+
+
+def _in_range(options: dict, extra_options: dict[str, Any]) -> bool:
+    """Whether another pack's callback is on: by the keys that the popular pack gives its range in."""
+    if options.get("sigma_start") is None or "sigmas" not in extra_options:
+        return True
+    call = extra_options.get(CALL)
+    sigma = call.sigma() if call is not None else float(extra_options["sigmas"][0])
+    return options.get("sigma_end", 0.0) <= sigma <= options["sigma_start"]
+
+
+def install(replacements: dict, slots: list[CrossAttention], application: Any) -> None:
+    """Put an application into the ``attn2`` replacements of a clone, beside whatever is there."""
+    for layer, slot in enumerate(slots):
+        key = slot.key(replacements)
+        # A key of the whole block also serves a layer that has none of its own.
+        existing = replacements.get(key, replacements.get(slot.block))
+        if isinstance(existing, AttentionSlot) and existing.layer == layer:
+            replacements[key] = existing.with_application(application)
+        else:
+            if existing is not None:
+                log.debug("Slot %s is shared with %s", key, type(existing).__name__)
+            replacements[key] = AttentionSlot(layer, (application,), existing)

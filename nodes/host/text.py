@@ -1,0 +1,87 @@
+"""Wordings -> instruction tokens: a CLIP's last hidden states after its final norm, whatever model it serves."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ...ipadapter_instruct_core.config import AdapterConfig, InstructionEncoder
+from . import log
+from .memory import HostedOpenClip, intermediate
+
+# Larger than any CLIP's number of layers, which the host's text towers take for "the last, normed one".
+LAST_LAYER = -100
+
+
+def encode_text(clip: Any, text: str, config: AdapterConfig, literal: bool) -> Tensor:
+    """Encode a wording with the tower that the adapter was trained on.
+
+    Args:
+        clip: the host's CLIP or a `HostedOpenClip`.
+        literal: take brackets as written (instructions), or as the host's emphasis, which is then
+            dropped since the adapter was trained without (prompts).
+
+    Returns:
+        [1, L, W]; a wording longer than L is cut, and a warning names what was lost.
+
+    Raises:
+        ValueError: the CLIP lacks the tower that the adapter reads.
+    """
+    if config.instruction_encoder is InstructionEncoder.OPEN_CLIP:
+        return _encode_open_clip(clip, text, config)
+    return _encode_clip_l(clip, text, literal)
+
+
+def _encode_open_clip(clip: Any, text: str, config: AdapterConfig) -> Tensor:
+    wanted = f"an OpenCLIP text tower that is {config.instruction_width} wide"
+    if not isinstance(clip, HostedOpenClip):
+        raise ValueError(
+            f"This adapter reads {wanted}, which no CLIP of a checkpoint holds; connect Load OpenCLIP Model "
+            "(IPAdapter-Instruct) to the clip input."
+        )
+    if clip.model.text_width != config.instruction_width:
+        raise ValueError(
+            f"This adapter reads {wanted}, but {clip.name} is {clip.model.text_width} wide; "
+            "choose the OpenCLIP model that the adapter was trained with."
+        )
+    _warn_of_cut(clip.model.cut_words(text))
+    clip.load()
+    return intermediate(clip.model.instruction_tokens([text]))
+
+
+def _encode_clip_l(clip: Any, text: str, literal: bool) -> Tensor:
+    if isinstance(clip, HostedOpenClip):
+        raise ValueError(
+            f"This adapter reads CLIP-L, not {clip.name}; connect the CLIP of your checkpoint to the clip input."
+        )
+    tower = getattr(clip.cond_stage_model, "clip_l", None)
+    if tower is None:
+        raise ValueError(
+            "This adapter reads CLIP-L, which the connected CLIP does not hold; connect the CLIP of an SD1.5, "
+            "SDXL or SD3 checkpoint, or Load CLIP with clip_l.safetensors."
+        )
+    chunks = clip.tokenize(text, disable_weights=literal)["l"]
+    _warn_of_cut(_words(clip, chunks[1:]))
+    chunk = [(token[0], 1.0) for token in chunks[0]]
+    clip.load_model()
+    tower.reset_clip_options()
+    try:
+        tower.set_clip_options(
+            {"layer": LAST_LAYER, "projected_pooled": False, "execution_device": clip.patcher.load_device}
+        )
+        hidden, _ = tower.encode_token_weights([chunk])[:2]
+    finally:
+        tower.reset_clip_options()
+    return intermediate(hidden)
+
+
+def _words(clip: Any, chunks: list) -> str:
+    """The text of tokens that did not fit, as far as the host's tokenizer can tell it."""
+    tokenizer = clip.tokenizer.clip_l
+    special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
+    ids = [token[0] for chunk in chunks for token in chunk if isinstance(token[0], int) and token[0] not in special]
+    return "".join(tokenizer.inv_vocab[i] for i in ids).replace("</w>", " ").strip()
+
+
+def _warn_of_cut(words: str) -> None:
+    if words:
+        log.warning("The wording is longer than CLIP's 77 tokens; this end of it was cut: %r", words)

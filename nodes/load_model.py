@@ -1,0 +1,29 @@
+"""Load IPAdapter-Instruct Model."""
+
+from comfy_api.latest import io
+
+from .host import folders, memory
+from .types import CATEGORY, Adapter
+
+
+class LoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="IPAdapterInstructModelLoader",
+            display_name="Load IPAdapter-Instruct Model",
+            category=CATEGORY,
+            description="Loads an IPAdapter-Instruct file, or an IPAdapter-Plus file as the baseline without instructions.",
+            inputs=[
+                io.Combo.Input(
+                    "adapter_name",
+                    options=folders.adapter_names(),
+                    tooltip="A file of models/ipadapter_instruct, or one of models/ipadapter that fits.",
+                )
+            ],
+            outputs=[Adapter.Output(display_name="adapter")],
+        )
+
+    @classmethod
+    def execute(cls, adapter_name: str) -> io.NodeOutput:
+        return io.NodeOutput(memory.load_adapter(folders.adapter_path(adapter_name), adapter_name))
