@@ -30,6 +30,13 @@ PACK_NAME = "ipadapter-instruct"
 LAUNCHER = ROOT / "tools" / "run_comfyui.py"
 START_TIMEOUT_S = 180
 POLL_S = 0.05
+# No dialog for a new user, no warning about the page's own age, and nothing drawn over the graph.
+PAGE_SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.VersionCompatibility.DisableWarnings": True,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Minimap.Visible": False,
+}
 Graph = dict[str, Any]
 
 
@@ -75,9 +82,7 @@ class ComfyServer:
         link = self.base / "custom_nodes" / PACK_NAME
         if pack and not link.exists():
             link.symlink_to(ROOT, target_is_directory=True)
-        # Without these the page greets a new user with a dialog, and warns about its own age.
-        settings = {"Comfy.TutorialCompleted": True, "Comfy.VersionCompatibility.DisableWarnings": True}
-        (self.base / "user/default/comfy.settings.json").write_text(json.dumps(settings))
+        (self.base / "user/default/comfy.settings.json").write_text(json.dumps(PAGE_SETTINGS))
 
     def _command(self) -> list[str]:
         host = Path(os.environ.get("COMFYUI_DIR") or HOST)

@@ -6,6 +6,7 @@ Written from the layouts themselves, so that making tiny models needs no ComfyUI
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -125,7 +126,7 @@ def controlnet_shapes(layout: UNetLayout) -> Shapes:
     for index in range(blocks):
         shapes |= _conv(f"zero_convs.{index}.0", CHANNELS, CHANNELS, 1)
     widths = (3, 16, 16, 32, 32, 96, 96, 256, CHANNELS)
-    for index, (inner, out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (inner, out) in enumerate(pairwise(widths)):
         shapes |= _conv(f"input_hint_block.{2 * index}", out, inner)
     return {**shapes, **_conv("middle_block_out.0", CHANNELS, CHANNELS, 1)}
 
