@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import Locator, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Locator, Page, Response, TimeoutError, sync_playwright
 
 from .comfy_server import ComfyServer
 from .system_packages import ensure_chromium
 
 Workflow = dict[str, Any]
 
-BROWSER_OPTIONS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+BROWSER_OPTIONS = [
+    "--headless",
+    "--no-sandbox",  # root has none
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 # A fresh browser gets ComfyUI's default graph last of all; what is done before that would be overwritten.
 PAGE_READY = "() => window.app?.graph?.nodes.length && document.querySelector('[data-testid=queue-button]')"
 # Frames all nodes and groups of the graph in the view; returns nothing.
@@ -77,17 +83,14 @@ class ComfyPage:
 
     def run(self, timeout: float = 120) -> list[np.ndarray]:
         """Press Run, wait until the page shows every picture, and return them: float [H, W, C] in 0–1."""
-        with self.page.expect_response(
-            lambda answer: answer.url.endswith("/prompt") and answer.request.method == "POST"
-        ) as answer:
+        with self.page.expect_response(_is_queued) as answer:
             self.page.get_by_test_id("queue-button").locator("button").first.click()
         reply = answer.value
         assert reply.ok, f"The page's graph was refused: {reply.text()}"
         entry = self.server.wait(reply.json()["prompt_id"], timeout)
-        shown = [key for key, output in entry["outputs"].items() if output.get("images")]
-        self.page.wait_for_function(
-            "ids => ids.every(id => app.nodeOutputs[id]?.images?.length)", arg=shown, timeout=20_000
-        )
+        with_pictures = [key for key, output in entry["outputs"].items() if output.get("images")]
+        shown = "ids => ids.every(id => app.nodeOutputs[id]?.images?.length)"
+        self.page.wait_for_function(shown, arg=with_pictures, timeout=20_000)
         return self.server.pictures(entry)
 
     def add_node(self, search: str, x: float, y: float) -> int:
@@ -165,6 +168,10 @@ class ComfyPage:
         self.page.screenshot(path=path)
         style.evaluate("element => element.remove()")
         return path
+
+
+def _is_queued(answer: Response) -> bool:
+    return answer.url.endswith("/prompt") and answer.request.method == "POST"
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def install_python_packages() -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 (an older Python is what this line is for)
         raise SystemExit(f"setup: Python 3.10 or newer is needed, this is {sys.version.split()[0]}.")
     ensure_chromium()
     if is_installed():

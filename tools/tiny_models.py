@@ -8,6 +8,7 @@ adapter and the controls, so that samples stay finite and in range at any number
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -65,6 +66,15 @@ def make_tiny_models(models: Path) -> Path:
     (models / "loras").mkdir(parents=True, exist_ok=True)
     save_file(lora(seed=9), models / "loras" / TINY_NAMES["pixel_art_style_sd15.safetensors"])
     return models
+
+
+def with_tiny_names(graph: Any) -> Any:
+    """A copy of a workflow or graph, of either format, that names the tiny files where it named the real ones."""
+    if isinstance(graph, dict):
+        return {key: with_tiny_names(value) for key, value in graph.items()}
+    if isinstance(graph, list):
+        return [with_tiny_names(value) for value in graph]
+    return TINY_NAMES.get(graph, graph) if isinstance(graph, str) else graph
 
 
 def checkpoint(layout: UNetLayout, seed: int) -> dict[str, torch.Tensor]:

@@ -16,14 +16,14 @@ _kept_alive: list[object] = []  # the operators vanish with the Library object t
 def ensure_torchvision_imports() -> None:
     """Import torchvision; where that fails for want of `nms`, declare the operators and import it again."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
         _declare_operators()
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        import torchvision  # noqa: F401
+        import torchvision
 
 
 def _declare_operators() -> None:

@@ -1,4 +1,4 @@
-"""The browser bench itself: the host's own nodes, searched for, wired by mouse, run from the page, saved and reopened."""
+"""The browser bench itself: the host's nodes, searched for, wired by mouse, run from the page, saved and reopened."""
 
 from __future__ import annotations
 
