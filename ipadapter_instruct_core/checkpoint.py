@@ -63,7 +63,8 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            names = file.keys()
+            return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path.name} is not a whole safetensors file ({error}). {DOWNLOAD_AGAIN}") from error
 

@@ -64,17 +64,12 @@ class OpenClip(nn.Module):
         known = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
         self.clip = CLIP(**{key: model_config[key] for key in known if key in model_config})
         self.image_size: int = model_config["vision_cfg"].get("image_size", 224)
+        self.image_width: int = model_config["vision_cfg"]["width"]
+        self.text_width: int = model_config["text_cfg"]["width"]
+        self.context_length: int = model_config["text_cfg"].get("context_length", 77)
         self.mean = tuple(preprocess_config.get("mean", CLIP_MEAN))
         self.std = tuple(preprocess_config.get("std", CLIP_STD))
-        self.tokenizer = SimpleTokenizer(context_length=model_config["text_cfg"].get("context_length", 77))
-
-    @property
-    def image_width(self) -> int:
-        return self.clip.visual.conv1.out_channels
-
-    @property
-    def text_width(self) -> int:
-        return self.clip.ln_final.normalized_shape[0]
+        self.tokenizer = SimpleTokenizer(context_length=self.context_length)
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +103,7 @@ class OpenClip(nn.Module):
 
     def cut_words(self, text: str) -> str:
         """What a wording says beyond the tower's context length; "" when it fits."""
-        room = self.tokenizer.context_length - 2
+        room = self.context_length - 2
         return self.tokenizer.decode(self.tokenizer.encode(text)[room:]).strip()
 
 

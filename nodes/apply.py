@@ -12,9 +12,9 @@ from .encode_instruction import EncodedInstruction
 from .host import apply as host_apply
 from .host import log
 from .host.application import Application, ThreeWay
-from .host.memory import HostedAdapter, intermediate
+from .host.memory import HostedAdapter, intermediate, module_dtype
 from .host.vision import image_tokens
-from .types import CATEGORY, Adapter, Instruction, OpenClip
+from .types import CATEGORY, Adapter, Instruction, OpenClip, guidance_scales
 
 AUTO = "auto"
 CONCATENATE, AVERAGE, ONE_EACH = "concatenate", "average", "one for each batch item"
@@ -63,27 +63,13 @@ class ApplyAdapter(io.ComfyNode):
                     tooltip="auto: the task decides on guidance and scales. simple: the sampler's cfg guides all. "
                     "three-way: text (cfg), instruction and image have a scale each; up to twice the time.",
                 ),
-                io.Float.Input(
-                    "instruct_scale",
-                    default=2.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="How strongly the instruction is followed; read in three-way guidance only.",
-                ),
-                io.Float.Input(
-                    "image_scale",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="How strongly the picture is followed whatever the instruction; read in three-way guidance only.",
-                ),
+                *guidance_scales("read in three-way guidance only"),
                 io.Combo.Input(
                     "combine_images",
                     options=[CONCATENATE, AVERAGE, ONE_EACH],
                     default=CONCATENATE,
-                    tooltip="What to do with several pictures: use all of them, their average, or one for each latent of the batch.",
+                    tooltip="What to do with several pictures: use all of them, their average, "
+                    "or one for each latent of the batch.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where in the new picture the adapter acts (white)."),
             ],
@@ -163,7 +149,7 @@ def _project(
     if combine == AVERAGE:
         pictures = pictures.mean(dim=0, keepdim=True)
     device = adapter.load()
-    dtype = next(adapter.adapter.parameters()).dtype
+    dtype = module_dtype(adapter.adapter)
 
     def tokens(source: Tensor, row: Row) -> Tensor:
         texts = (text if text is None else text.to(device, dtype) for text in instruction.rows[row])

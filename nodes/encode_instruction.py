@@ -32,19 +32,19 @@ class EncodeInstruction(io.ComfyNode):
             node_id="IPAdapterInstructEncode",
             display_name="Encode Instruction",
             category=CATEGORY,
-            description="Says in words what the adapter takes from the picture: choose a task, or write your own wording.",
+            description="Says in words what to take from the picture: choose a task, or write your own wording.",
             inputs=[
                 Adapter.Input("adapter", tooltip="Decides which text tower reads the instruction."),
                 io.MultiType.Input(
                     io.Clip.Input("clip"),
                     [OpenClip],
-                    tooltip="The CLIP of your SD1.5, SDXL or SD3 checkpoint, or an OpenCLIP model where the adapter wants one.",
+                    tooltip="The CLIP of your checkpoint (SD1.5, SDXL, SD3), or an OpenCLIP model if the adapter wants one.",
                 ),
                 io.Combo.Input(
                     "task",
                     options=[task.value for task in Task],
                     default=Task.EVERYTHING.value,
-                    tooltip="What to take from the picture. It also decides on the weight and guidance used by default.",
+                    tooltip="What to take from the picture. It also decides on the default weight and guidance.",
                 ),
                 io.String.Input(
                     "instruction",
@@ -58,7 +58,7 @@ class EncodeInstruction(io.ComfyNode):
                     "subject",
                     default="",
                     placeholder="for the object task: what it is",
-                    tooltip="The name of the thing in the picture, in place of the word 'object' (for example: red teapot).",
+                    tooltip="What the thing in the picture is, in place of the word 'object' (a red teapot).",
                 ),
                 io.String.Input(
                     "prompt",

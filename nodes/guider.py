@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from .host.application import ThreeWay
 from .host.apply import with_guider_scales
-from .types import CATEGORY
+from .types import CATEGORY, guidance_scales
 
 
 class Guider(io.ComfyNode):
@@ -32,22 +32,7 @@ class Guider(io.ComfyNode):
                     round=0.01,
                     tooltip="The text scale: how strongly the prompt is followed.",
                 ),
-                io.Float.Input(
-                    "instruct_scale",
-                    default=2.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="How strongly the instruction is followed (2 on SD1.5, 4 to 6 on SDXL).",
-                ),
-                io.Float.Input(
-                    "image_scale",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="How strongly the picture is followed whatever the instruction (1 on SD1.5, 0.5 on SDXL).",
-                ),
+                *guidance_scales("2 and 1 on SD1.5; 4 to 6 and 0.5 on SDXL"),
             ],
             outputs=[io.Guider.Output()],
         )

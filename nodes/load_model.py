@@ -13,7 +13,7 @@ class LoadModel(io.ComfyNode):
             node_id="IPAdapterInstructModelLoader",
             display_name="Load IPAdapter-Instruct Model",
             category=CATEGORY,
-            description="Loads an IPAdapter-Instruct file, or an IPAdapter-Plus file as the baseline without instructions.",
+            description="Loads an IPAdapter-Instruct file, or IPAdapter-Plus as a baseline without instructions.",
             inputs=[
                 io.Combo.Input(
                     "adapter_name",

@@ -7,3 +7,15 @@ CATEGORY = "IPAdapter-Instruct"
 Adapter = io.Custom("IPADAPTER_INSTRUCT")
 Instruction = io.Custom("IPADAPTER_INSTRUCTION")
 OpenClip = io.Custom("IPADAPTER_INSTRUCT_OPEN_CLIP")
+
+
+def guidance_scales(when: str) -> list[io.Float.Input]:
+    """The scales of three-way guidance beside the text's, which is the sampler's cfg; ``when`` ends the tips."""
+    scales = {
+        "instruct_scale": (2.0, f"How strongly the instruction is followed; {when}."),
+        "image_scale": (1.0, f"How strongly the picture is followed whatever the instruction; {when}."),
+    }
+    return [
+        io.Float.Input(name, default=default, min=0.0, max=30.0, step=0.1, tooltip=tooltip)
+        for name, (default, tooltip) in scales.items()
+    ]

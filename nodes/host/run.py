@@ -16,6 +16,7 @@ from ...ipadapter_instruct_core.attention import split_heads
 from ...ipadapter_instruct_core.guidance import Row
 from . import log
 from .application import Application, Chain, ThreeWay
+from .memory import module_dtype
 
 RUN = "ipadapter_instruct_run"
 # Guiders' names of the lists whose rows carry the picture; every other list counts as negative.
@@ -109,7 +110,7 @@ class SamplingRun:
         for application in self.chain.applications:
             adapter = application.adapter
             tokens = [self.chain.tokens(application, row) for row in rows]
-            batch = torch.cat(tokens).to(adapter.patcher.load_device, next(adapter.adapter.parameters()).dtype)
+            batch = torch.cat(tokens).to(adapter.patcher.load_device, module_dtype(adapter.adapter))
             layers = adapter.adapter.key_values(batch)
             counts = [len(t) for t in tokens]
             split = [(k.split(counts), (v * application.weight).split(counts)) for k, v in layers]

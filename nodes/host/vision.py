@@ -1,6 +1,10 @@
 """Pictures -> the image tower's penultimate hidden states, by the host's CLIP vision or an OpenCLIP model."""
 
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.model_management as management
 import torch
@@ -9,6 +13,11 @@ from torch import Tensor
 from ...ipadapter_instruct_core.config import AdapterConfig
 from ...ipadapter_instruct_core.encoders import crop_extremes
 from .memory import HostedOpenClip, intermediate, module_dtype
+
+
+# What a tower made of the last few pictures: changing a weight or an instruction then encodes nothing again.
+_REMEMBERED = 8
+_memory: WeakKeyDictionary[Any, OrderedDict[bytes, Tensor]] = WeakKeyDictionary()
 
 
 def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tuple[Tensor, Tensor]:
@@ -25,29 +34,50 @@ def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tupl
     Raises:
         ValueError: the tower is not the one that the adapter was trained on.
     """
-    pixels = image.movedim(-1, 1)
-    pixels = crop_extremes(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3])
-    tower = _open_clip_tower if isinstance(clip_vision, HostedOpenClip) else _host_tower
-    return tower(clip_vision, pixels.float(), config)
+    if isinstance(clip_vision, HostedOpenClip):
+        _check_width(clip_vision.model.image_width, config, clip_vision.name)
+        encode, encode_zero = _encode_by_open_clip, _encode_zero_by_open_clip
+    else:
+        encode, encode_zero = _encode_by_host, _encode_zero_by_host
+    nothing = _remembered(clip_vision, b"", lambda: encode_zero(clip_vision))
+    _check_width(nothing.shape[-1], config, "this CLIP vision model")
+    pixels = image.movedim(-1, 1).float()
+    pixels = crop_extremes(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]).contiguous()
+    digest = blake2b(str(tuple(pixels.shape)).encode() + pixels.cpu().numpy().tobytes()).digest()
+    return _remembered(clip_vision, digest, lambda: encode(clip_vision, pixels)), nothing
 
 
-def _open_clip_tower(hosted: HostedOpenClip, pixels: Tensor, config: AdapterConfig) -> tuple[Tensor, Tensor]:
-    model = hosted.model
-    _check_width(model.image_width, config, hosted.name)
+def _remembered(clip_vision: Any, key: bytes, encode: Callable[[], Tensor]) -> Tensor:
+    known = _memory.setdefault(clip_vision, OrderedDict())
+    if key not in known:
+        known[key] = intermediate(encode())
+        if len(known) > _REMEMBERED:
+            known.popitem(last=False)
+    known.move_to_end(key)
+    return known[key]
+
+
+def _encode_by_open_clip(hosted: HostedOpenClip, pixels: Tensor) -> Tensor:
     device = hosted.load()
-    ready = model.preprocess(pixels.to(device)).to(module_dtype(model))
-    tokens = model.image_tokens(torch.cat([ready, torch.zeros_like(ready[:1])]))
-    return intermediate(tokens[:-1]), intermediate(tokens[-1:])
+    return hosted.model.image_tokens(hosted.model.preprocess(pixels.to(device)).to(module_dtype(hosted.model)))
 
 
-def _host_tower(clip_vision: Any, pixels: Tensor, config: AdapterConfig) -> tuple[Tensor, Tensor]:
+def _encode_zero_by_open_clip(hosted: HostedOpenClip) -> Tensor:
+    size = hosted.model.image_size
+    return hosted.model.image_tokens(
+        torch.zeros(1, 3, size, size, device=hosted.load(), dtype=module_dtype(hosted.model))
+    )
+
+
+def _encode_by_host(clip_vision: Any, pixels: Tensor) -> Tensor:
+    return clip_vision.encode_image(pixels.movedim(1, -1)).penultimate_hidden_states
+
+
+def _encode_zero_by_host(clip_vision: Any) -> Tensor:
     size = clip_vision.image_size
     management.load_model_gpu(clip_vision.patcher)
     zeros = torch.zeros(1, 3, size, size, device=clip_vision.load_device)
-    zero_tokens = intermediate(clip_vision.model(pixel_values=zeros, intermediate_output=-2)[1])
-    _check_width(zero_tokens.shape[-1], config, "this CLIP vision model")
-    encoded = clip_vision.encode_image(pixels.movedim(1, -1))
-    return intermediate(encoded.penultimate_hidden_states), zero_tokens
+    return clip_vision.model(pixel_values=zeros, intermediate_output=-2)[1]
 
 
 def _check_width(width: int, config: AdapterConfig, name: str) -> None:
