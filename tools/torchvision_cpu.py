@@ -23,7 +23,7 @@ def ensure_torchvision_imports() -> None:
         _declare_operators()
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
-        import torchvision
+        import torchvision  # noqa: F401
 
 
 def _declare_operators() -> None:
