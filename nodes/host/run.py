@@ -40,7 +40,7 @@ class SamplingRun:
         self.items = noise.shape[0]
         self.latent_size = tuple(noise.shape[-2:])
         self.cells: dict[uuid.UUID, Cell] = {}
-        self.positions: dict[str, int] = {"positive": 0, "negative": 1}
+        self.places: dict[Row, int] = {}  # where the last three-way call held the guider's two lists
         self.kept: dict[Row, Tensor] = {}
         self.derived: dict[Row, list[dict]] = {}
         self.calls: dict[tuple, ModelCall] = {}
@@ -160,6 +160,19 @@ class ModelCall:
             self._sigma = float(self._sigmas[0]) if self._sigmas is not None else float("inf")
         return self._sigma
 
+    def options_for_others(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What another pack's patch in our slot is told: it indexes its own positive and negative by
+        ``cond_or_uncond``, and knows none of the rows that three-way guidance added. Its picture takes part
+        in the "everything" row and not in the "image" row, which leaves it the text scale (see `Chain.tokens`).
+
+        Everyone else is shown the true indices: self-attention guidance, say, looks for the negative row's."""
+        if not any(cell.row in (Row.EVERYTHING, Row.IMAGE) for cell in self.cells):
+            return options
+        places = self.run.places
+        stand_for = {Row.EVERYTHING: places[Row.FULL], Row.IMAGE: places[Row.UNCOND]}
+        shown = zip(self.cells, options["cond_or_uncond"], strict=True)
+        return options | {"cond_or_uncond": [stand_for.get(cell.row, i) for cell, i in shown]}
+
     def is_active(self, application: Application) -> bool:
         return application in self.applications
 
@@ -194,9 +207,11 @@ class ModelCall:
 
 
 def _mask_of(mask: Tensor, area: tuple[int, ...] | None, latent: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Masks [M, H, W] over the whole picture -> [M, *size], cut to the area of the latent that a row is sampled in."""
+    """Masks [M, H, W] over the whole picture -> [M, *size], cut to the area of the latent that a row is sampled in.
+
+    Averaged, not blended: an edge that lies between two latent pixels stays there."""
     if area is not None:
         height, width, top, left = area
-        mask = interpolate(mask.unsqueeze(1), size=latent, mode="bilinear", antialias=True).squeeze(1)
+        mask = interpolate(mask.unsqueeze(1), size=latent, mode="area").squeeze(1)
         mask = mask[:, top : top + height, left : left + width]
-    return interpolate(mask.unsqueeze(1).float(), size=size, mode="bilinear", antialias=True).squeeze(1).clamp(0, 1)
+    return interpolate(mask.unsqueeze(1), size=size, mode="area").squeeze(1)

@@ -65,7 +65,7 @@ def _evaluate_three_way(
             if factors[row] == 0.0:
                 lists[place] = None
     extra = [row for row in (Row.EVERYTHING, Row.IMAGE) if factors[row] != 0.0]
-    run.positions = {"positive": places[Row.FULL], "negative": places[Row.UNCOND]}
+    run.places = places
     out = executor(model, lists + [run.derived[row] for row in extra], x, timestep, model_options)
     predictions = dict(zip(extra, out[2:], strict=True))
     for row, stand_in in ((Row.UNCOND, Row.IMAGE), (Row.FULL, Row.EVERYTHING)):
@@ -133,16 +133,9 @@ def call_model(
     transformer_options: dict[str, Any] = {},
     **kwargs: Any,
 ) -> Tensor:
-    """Around the model: tells the slots which rows this batch holds, and other packs' patches what the
-    added rows stand for, since those index their own lists by ``cond_or_uncond``."""
+    """Around the model: tells the slots which rows this batch holds."""
     run: SamplingRun | None = transformer_options.get(RUN)
     if run is not None:
         active: frozenset[Application] = transformer_options.get(ACTIVE, frozenset(run.chain.applications))
         transformer_options = transformer_options | {CALL: run.call(transformer_options, x.shape[0], active)}
-        rows = [cell.row for cell in transformer_options[CALL].cells]
-        if Row.EVERYTHING in rows or Row.IMAGE in rows:
-            # The picture of another adapter then keeps the text scale: see `Chain.tokens`.
-            stand_for = {Row.EVERYTHING: run.positions["positive"], Row.IMAGE: run.positions["negative"]}
-            shown = zip(rows, transformer_options["cond_or_uncond"], strict=True)
-            transformer_options["cond_or_uncond"] = [stand_for.get(row, i) for row, i in shown]
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

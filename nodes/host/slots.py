@@ -92,8 +92,10 @@ class AttentionSlot:
         self.followers = followers
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        out = (self.previous or text_attention)(q, k, v, extra_options)
         call = extra_options.get(CALL)
+        shared = self.previous is not None or self.followers
+        others = call.options_for_others(extra_options) if shared and call is not None else extra_options
+        out = text_attention(q, k, v, extra_options) if self.previous is None else self.previous(q, k, v, others)
         if call is not None:
             for application in self.applications:
                 if call.is_active(application):
@@ -103,7 +105,7 @@ class AttentionSlot:
                     out = out + (image if mask is None else image * mask)
         for callback, options in self.followers:
             if _in_range(options, extra_options):
-                out = out + callback(out, q, k, v, extra_options, **options)
+                out = out + callback(out, q, k, v, others, **options)
         return out
 
     def with_application(self, application: Any) -> "AttentionSlot":
