@@ -3,6 +3,7 @@
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,25 @@ from .adapter import Adapter
 from .config import AdapterConfig
 
 GROUPS = ("image_proj", "ip_adapter")
-EXPECTED = "expected an IPAdapter-Instruct file, or IPAdapter-Plus for a baseline"
+EXPECTED = "choose an IPAdapter-Instruct file, or an IPAdapter-Plus file for a baseline"
 DOWNLOAD_AGAIN = "The download is incomplete or damaged: download it again."
+SAFE_VERSION = "Take the file from its authors' page, or a .safetensors version of it."
+SUFFIXES = (".safetensors", ".bin")  # of the files that we write
 
-# (a piece of a key that only this kind of file has, what the file is); the first that fits is named.
+# (a piece of a key that only this kind of file has, what the file is, what loads it); the first that fits is named.
 FOREIGN_FILES = (
-    ("lora_", "a LoRA; load it with a LoRA loader"),
-    (".lora.", "a LoRA; load it with a LoRA loader"),
-    ("control_model.", "a ControlNet; load it with Load ControlNet Model"),
-    ("input_hint_block.", "a ControlNet; load it with Load ControlNet Model"),
-    ("controlnet_cond_embedding", "a ControlNet; load it with Load ControlNet Model"),
-    ("model.diffusion_model.", "a whole checkpoint; load it with Load Checkpoint"),
-    ("vision_model.", "a CLIP vision model; load it with Load CLIP Vision"),
-    ("text_model.", "a text encoder; load it with Load CLIP"),
+    ("lora_", "a LoRA", "a LoRA loader"),
+    (".lora.", "a LoRA", "a LoRA loader"),
+    ("_lora.", "a LoRA", "a LoRA loader"),
+    ("control_model.", "a ControlNet", "Load ControlNet Model"),
+    ("input_hint_block.", "a ControlNet", "Load ControlNet Model"),
+    ("controlnet_cond_embedding", "a ControlNet", "Load ControlNet Model"),
+    ("model.diffusion_model.", "a whole checkpoint", "Load Checkpoint"),
+    ("input_blocks.", "a diffusion model", "Load Diffusion Model"),
+    ("double_blocks.", "a diffusion model", "Load Diffusion Model"),
+    ("visual.conv1.", "an OpenCLIP model", "Load OpenCLIP Model (IPAdapter-Instruct)"),
+    ("vision_model.", "a CLIP vision model", "Load CLIP Vision"),
+    ("text_model.", "a text encoder", "Load CLIP"),
 )
 
 
@@ -42,18 +49,23 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}; check its name and folder.")
     with open(path, "rb") as file:
         head = file.read(512)
     if not head:
         raise ValueError(f"{path.name} is empty. {DOWNLOAD_AGAIN}")
-    if head.lstrip()[:1] == b"<":
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
         raise ValueError(
             f"{path.name} is a web page (HTML), not weights: the download saved the site's page. "
             "Download the file itself, with the page's download button."
         )
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path.name} is a Git LFS pointer of a few bytes, not weights. Run 'git lfs pull' for it.")
-    return _read_safetensors(path) if _is_safetensors(path, head) else _read_pickle(path)
+    if head.isascii() and head.decode().replace("\n", " ").replace("\r", " ").replace("\t", " ").isprintable():
+        words = " ".join(head.decode().split())[:40]
+        raise ValueError(f"{path.name} is a text ({words!r}), not weights. {DOWNLOAD_AGAIN}")
+    return _read_safetensors(path) if _is_safetensors(path, head) else _read_pickle(path, head)
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
@@ -66,24 +78,28 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = file.keys()
             return {key: file.get_tensor(key) for key in names}, file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a whole safetensors file ({error}). {DOWNLOAD_AGAIN}") from error
+        raise ValueError(f"{path.name} is not a whole safetensors file. {DOWNLOAD_AGAIN}") from error
 
 
-def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_pickle(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise ValueError(
-                f"{path.name} holds code besides weights, so it was not opened. "
-                "Take the file from its authors' page, or a .safetensors version of it."
-            ) from error
-        raise ValueError(f"{path.name} is not a weights file that can be read. {DOWNLOAD_AGAIN}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{path.name} is cut short or damaged. {DOWNLOAD_AGAIN}") from error
+        with warnings.catch_warnings():  # on a file's kind, which the sentences below tell
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise whatever they happen to run into
+        raise ValueError(_why_unreadable(path.name, head, error)) from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path.name} holds a {type(content).__name__}, not named weights; {EXPECTED}.")
-    return _flatten(content), dict(content.get("metadata", {}))
+        raise ValueError(f"{path.name} holds a {type(content).__name__}, not named weights. {SAFE_VERSION}")
+    metadata = content.get("metadata")
+    return _flatten(content), {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, Mapping) else {}
+
+
+def _why_unreadable(name: str, head: bytes, error: Exception) -> str:
+    if "TorchScript" in str(error):
+        return f"{name} is a TorchScript program, not weights. {SAFE_VERSION}"
+    if isinstance(error, pickle.UnpicklingError) and head[:1] in (b"P", b"\x80"):  # a zip or a bare pickle
+        return f"{name} holds code besides weights, or is no file of weights, so it was not opened. {SAFE_VERSION}"
+    return f"{name} is cut short or damaged, or is no file of weights. {DOWNLOAD_AGAIN}"
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -105,6 +121,10 @@ def load(path: str | os.PathLike, ops: Any = nn) -> Adapter:
     path = Path(path)
     state, metadata = read(path)
     _refuse_foreign(path.name, state)
+    packed = next((key for key, tensor in state.items() if not tensor.is_floating_point()), None)
+    if packed is not None:
+        kind = str(state[packed].dtype).removeprefix("torch.")
+        raise ValueError(f"{path.name} is compressed ({packed} is {kind}); take the version in float16 or float32.")
     try:
         adapter = Adapter.from_state_dict(state, metadata, ops)
     except ValueError as error:
@@ -120,8 +140,10 @@ def _refuse_foreign(name: str, state: Mapping[str, Tensor]) -> None:
     keys = "\n".join(state)
     projector = {key.removeprefix("image_proj.") for key in state if key.startswith("image_proj.")}
     if not projector or not any(key.startswith("ip_adapter.") for key in state):
-        kind = next((what for piece, what in FOREIGN_FILES if piece in keys), "something else")
-        raise ValueError(f"{name} is {kind}; {EXPECTED}.")
+        for piece, what, loader in FOREIGN_FILES:
+            if piece in keys:
+                raise ValueError(f"{name} is {what}, not an adapter: load it with {loader}; here, {EXPECTED}.")
+        raise ValueError(f"{name} is not an adapter: it lacks image_proj or ip_adapter weights; {EXPECTED}.")
     if "norm_out_big.weight" in projector or any(key.endswith(".add_k_proj_ip.weight") for key in state):
         raise ValueError(
             f"{name} is the SD3 adapter, which this version does not run yet; choose the SD1.5 or the SDXL file."
@@ -153,8 +175,7 @@ def save(path: str | os.PathLike, adapter: Adapter, **extra: str) -> None:
 def write(path: str | os.PathLike, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write flat tensors; the suffix decides on the layout. Written beside and renamed, so never half a file."""
     path = Path(path)
-    if path.suffix not in (".safetensors", ".bin"):
-        raise ValueError(f"{path.name}: the name of an adapter file ends in .safetensors or .bin.")
+    check_target(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
     os.close(handle)
     try:
@@ -171,3 +192,15 @@ def write(path: str | os.PathLike, state: Mapping[str, Tensor], metadata: Mappin
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def check_target(path: Path) -> None:
+    """Whether a file can be written there, told before any work is done for it.
+
+    Raises:
+        ValueError: the name's ending is none that we write, or the folder does not exist.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path.name} is no name for an adapter file; end it in .safetensors or .bin.")
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent} to write {path.name} into; make it first.")

@@ -1,12 +1,15 @@
 """What an adapter is made of: one frozen dataclass, inferred from the weights' keys and shapes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 import torch
 
 HEAD_WIDTH = 64
+_Choice = TypeVar("_Choice", bound=Enum)
 
 
 class Base(Enum):
@@ -70,42 +73,68 @@ class AdapterConfig:
         ``metadata`` is read first for what shapes cannot tell (``base``, ``instruction_encoder``).
 
         Raises:
-            ValueError: a key that every adapter has is missing; the message names it.
+            ValueError: a key that every adapter has is missing or of no use; the message names it.
         """
 
-        def shape(key: str) -> torch.Size:
-            if f"image_proj.{key}" not in state:
-                raise ValueError(f"the weight image_proj.{key} is missing")
-            return state[f"image_proj.{key}"].shape
+        def shape(key: str, dimensions: int = 2) -> torch.Size:
+            if key not in state:
+                raise ValueError(f"the weight {key} is missing")
+            if state[key].ndim != dimensions:
+                raise ValueError(f"the weight {key} has {state[key].ndim} dimensions, not {dimensions}")
+            return state[key].shape
 
         def input_width(key: str) -> int | None:
-            return state[f"image_proj.{key}"].shape[1] if f"image_proj.{key}" in state else None
+            return shape(key)[1] if key in state else None
 
         def ff_mult(layers: str) -> int:
-            wide, narrow = shape(f"{layers}.0.1.1.weight")
+            wide, narrow = shape(f"image_proj.{layers}.0.1.1.weight")
             return wide // narrow
 
-        _, token_count, width = shape("latents")
-        output_width = shape("norm_out.weight")[0]
-        instruction_width = input_width("proj_new_input.weight")
-        numbers = sorted(int(key.split(".")[1]) for key in state if key.endswith(".to_k_ip.weight"))
-        base = metadata.get("base")
-        encoder = metadata.get("instruction_encoder")
+        _, token_count, width = shape("image_proj.latents", 3)
+        output_width = shape("image_proj.norm_out.weight", 1)[0]
+        instruction_width = input_width("image_proj.proj_new_input.weight")
+        numbers = _layer_numbers(state)
+        base = _known(Base, metadata.get("base"))
+        encoder = _known(InstructionEncoder, metadata.get("instruction_encoder"))
         return cls(
-            image_width=shape("proj_in.weight")[1],
+            image_width=shape("image_proj.proj_in.weight")[1],
             width=width,
-            heads=shape("layers.0.0.to_q.weight")[0] // HEAD_WIDTH,
-            depth=1 + max(int(key.split(".")[2]) for key in state if key.startswith("image_proj.layers.")),
+            heads=shape("image_proj.layers.0.0.to_q.weight")[0] // HEAD_WIDTH,
+            depth=_depth(state),
             token_count=token_count,
             output_width=output_width,
             image_ff_mult=ff_mult("layers"),
             instruction_width=instruction_width,
-            prompt_width=input_width("proj_prompt_input.weight"),
+            prompt_width=input_width("image_proj.proj_prompt_input.weight"),
             instruction_ff_mult=ff_mult("new_input_layers") if instruction_width else 2,
-            layers=tuple((n, state[f"ip_adapter.{n}.to_k_ip.weight"].shape[0]) for n in numbers),
-            base=Base(base) if base else BASE_OF_TOKEN_WIDTH.get(output_width, Base.OTHER),
-            instruction_encoder=InstructionEncoder(encoder) if encoder else encoder_of_width(instruction_width),
+            layers=tuple((n, shape(f"ip_adapter.{n}.to_k_ip.weight")[0]) for n in numbers),
+            base=base or BASE_OF_TOKEN_WIDTH.get(output_width, Base.OTHER),
+            instruction_encoder=encoder or encoder_of_width(instruction_width),
         )
+
+
+def _layer_numbers(state: Mapping[str, torch.Tensor]) -> list[int]:
+    """The numbers of the cross-attentions, 1, 3, 5 and so on: a gap is a layer that the file has lost."""
+    found = {int(number) for number in re.findall(r"^ip_adapter\.(\d+)\.to_[kv]_ip\.weight$", "\n".join(state), re.M)}
+    numbers = list(range(1, max(found, default=-1) + 1, 2))
+    lost = [number for number in numbers if number not in found]
+    if lost:
+        raise ValueError(f"the weight ip_adapter.{lost[0]}.to_k_ip.weight is missing")
+    return numbers
+
+
+def _depth(state: Mapping[str, torch.Tensor]) -> int:
+    numbers = re.findall(r"^image_proj\.(?:\w+_)?layers\.(\d+)\.", "\n".join(state), re.M)
+    return 1 + max(int(number) for number in numbers)
+
+
+def _known(kind: type[_Choice], value: str | None) -> _Choice | None:
+    """A choice that the metadata names, or None where it names none."""
+    if value is None:
+        return None
+    if value not in {choice.value for choice in kind}:
+        raise ValueError(f"its metadata names {value!r}, which is none of {', '.join(c.value for c in kind)}")
+    return kind(value)
 
 
 def encoder_of_width(instruction_width: int | None) -> InstructionEncoder:

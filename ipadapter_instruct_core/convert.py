@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from pathlib import Path
 
 from . import checkpoint
 from .config import AdapterConfig
@@ -12,6 +13,7 @@ log = logging.getLogger("ipadapter_instruct")
 
 def convert(source: str, target: str) -> None:
     """Rewrite an adapter file; every tensor keeps its bits, precision and key, and metadata is kept or made."""
+    checkpoint.check_target(Path(target))
     config: AdapterConfig = checkpoint.load(source).config
     state, metadata = checkpoint.read(source)
     checkpoint.write(target, state, metadata or checkpoint.describe(config))

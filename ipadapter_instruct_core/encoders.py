@@ -133,7 +133,13 @@ def load_open_clip(source: str, config: Mapping[str, Any] | None = None) -> Open
             "take the file named open_clip_model.safetensors or open_clip_pytorch_model.bin."
         )
     whole = _read_config(path) if config is None else {"model_cfg": config}
-    model = OpenClip(whole["model_cfg"], whole.get("preprocess_cfg", {}))
+    try:
+        model = OpenClip(whole["model_cfg"], whole.get("preprocess_cfg", {}))
+    except (KeyError, TypeError) as error:  # what open_clip's constructors raise for settings they lack or do not know
+        raise ValueError(
+            f"The configuration of {path.name} is not that of a plain OpenCLIP model ({error}); "
+            "take the open_clip_config.json from the page that the model comes from."
+        ) from error
     try:
         model.clip.load_state_dict({k: v.float() for k, v in state.items() if k != "text.text_projection"})
     except RuntimeError as error:
@@ -148,7 +154,10 @@ def load_open_clip(source: str, config: Mapping[str, Any] | None = None) -> Open
 def _read_config(path: Path) -> dict[str, Any]:
     for beside in (path.with_suffix(".json"), path.with_name("open_clip_config.json")):
         if beside.exists():
-            content = json.loads(beside.read_text())
+            try:
+                content = json.loads(beside.read_text())
+            except ValueError as error:
+                raise ValueError(f"{beside.name} is not a JSON file; download it again.") from error
             return content if "model_cfg" in content else {"model_cfg": content}
     from open_clip import get_model_config
 
