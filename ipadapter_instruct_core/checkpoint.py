@@ -97,7 +97,7 @@ def _read_pickle(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[str, 
 def _why_unreadable(name: str, head: bytes, error: Exception) -> str:
     if "TorchScript" in str(error):
         return f"{name} is a TorchScript program, not weights. {SAFE_VERSION}"
-    if isinstance(error, pickle.UnpicklingError) and head[:1] in (b"P", b"\x80"):  # a zip or a bare pickle
+    if isinstance(error, pickle.UnpicklingError) and head.startswith((b"PK\x03\x04", b"\x80")):  # a zip or a bare pickle
         return f"{name} holds code besides weights, or is no file of weights, so it was not opened. {SAFE_VERSION}"
     return f"{name} is cut short or damaged, or is no file of weights. {DOWNLOAD_AGAIN}"
 

@@ -61,7 +61,7 @@ def test_importing_the_pack_imports_nothing_at_all() -> None:
     """The host imports every pack at its start; tests import ours without a host."""
     load = (
         "import importlib.util as u; "
-        f"s = u.spec_from_file_location('pack', {str(ROOT / '__init__.py')!r}, submodule_search_locations=[{str(ROOT)!r}]); "
+        f"s = u.spec_from_file_location('pack', {str(ROOT / '__init__.py')!r}); "
         "m = u.module_from_spec(s); sys.modules['pack'] = m; s.loader.exec_module(m); assert m.comfy_entrypoint"
     )
     modules = _modules_after(load)
