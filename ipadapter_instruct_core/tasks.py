@@ -56,7 +56,7 @@ EVERYTHING_ROW = "everything"
 SIMPLE_TASKS = frozenset({Task.EVERYTHING, Task.STYLE, Task.COLOUR, Task.FACE})
 LOOSE_TASKS = frozenset({Task.COMPOSITION, Task.POSE})  # 0.2 less weight: layout overpowers the prompt soonest
 STRONGLY_GUIDED_TASKS = frozenset({Task.COMPOSITION, Task.BACKGROUND, Task.OBJECT})
-# SDXL's released weights never saw these four.
+# SDXL's released weights never saw these three.
 UNTRAINED_ON_SDXL = frozenset({Task.FOREGROUND, Task.BACKGROUND, Task.OBJECT})
 
 

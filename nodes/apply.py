@@ -30,9 +30,9 @@ class ApplyAdapter(io.ComfyNode):
             description="Conditions the model on a picture, as the instruction says. Nodes can be chained: "
             "two pictures, two instructions.",
             inputs=[
-                io.Model.Input("model"),
-                Adapter.Input("adapter"),
-                Instruction.Input("instruction"),
+                io.Model.Input("model", tooltip="An SD1.5 or SDXL model, of the same family as the adapter."),
+                Adapter.Input("adapter", tooltip="The adapter that the instruction was encoded for."),
+                Instruction.Input("instruction", tooltip="What to take from the picture, from Encode Instruction."),
                 io.MultiType.Input(
                     io.ClipVision.Input("clip_vision"),
                     [OpenClip],
@@ -47,8 +47,8 @@ class ApplyAdapter(io.ComfyNode):
                     min=0.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="1.0 is the task's own strength (0.8 of full on SD1.5, less for composition and pose). "
-                    "0 switches the adapter off.",
+                    tooltip="1.0 is the task's own strength: 0.8 of full on SD1.5, 0.9 on SDXL, 0.2 less for "
+                    "composition and pose. 0 switches the adapter and its guidance off.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="When the adapter sets in."
@@ -63,13 +63,13 @@ class ApplyAdapter(io.ComfyNode):
                     tooltip="auto: the task decides on guidance and scales. simple: the sampler's cfg guides all. "
                     "three-way: text (cfg), instruction and image have a scale each; up to twice the time.",
                 ),
-                *guidance_scales("read in three-way guidance only"),
+                *guidance_scales("read only when guidance is set to three-way"),
                 io.Combo.Input(
                     "combine_images",
                     options=[CONCATENATE, AVERAGE, ONE_EACH],
                     default=CONCATENATE,
-                    tooltip="What to do with several pictures: use all of them, their average, "
-                    "or one for each latent of the batch.",
+                    tooltip="What to do with several pictures: use all of them, their average, or one for each latent "
+                    "of the batch, in turn.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="Where in the new picture the adapter acts (white)."),
             ],

@@ -1,5 +1,6 @@
 """Encode Instruction: what to take from the picture, in words."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class EncodeInstruction(io.ComfyNode):
                 io.MultiType.Input(
                     io.Clip.Input("clip"),
                     [OpenClip],
-                    tooltip="The CLIP of your checkpoint (SD1.5, SDXL, SD3), or an OpenCLIP model if the adapter wants one.",
+                    tooltip="The CLIP of your checkpoint, or an OpenCLIP model if the adapter wants one.",
                 ),
                 io.Combo.Input(
                     "task",
@@ -58,7 +59,8 @@ class EncodeInstruction(io.ComfyNode):
                     "subject",
                     default="",
                     placeholder="for the object task: what it is",
-                    tooltip="What the thing in the picture is, in place of the word 'object' (a red teapot).",
+                    tooltip="For the object task: what it is, in place of the word 'object', without an article "
+                    "(red teapot).",
                 ),
                 io.String.Input(
                     "prompt",
@@ -73,7 +75,7 @@ class EncodeInstruction(io.ComfyNode):
                     default="",
                     multiline=True,
                     placeholder="the negative prompt, again",
-                    tooltip="Repeat your negative prompt here; read by the SD1.5 weights only.",
+                    tooltip="Repeat your negative prompt here; the SDXL weights do not use it.",
                 ),
             ],
             outputs=[Instruction.Output(display_name="instruction")],
@@ -104,11 +106,11 @@ class EncodeInstruction(io.ComfyNode):
 
 
 def _wording(task: Task, instruction: str, subject: str) -> str:
-    """The user's own wording, or the task's; a subject takes the place of the word "object" in either."""
+    """The user's own wording, or the task's; a subject takes the place of the word "object" in either (Sec. 3.4)."""
     instruction, subject = instruction.strip(), subject.strip()
     if not instruction:
         return phrase(task, subject)
-    return instruction.replace("object", subject) if subject else instruction
+    return re.sub(r"\bobject\b", lambda _: subject, instruction) if subject else instruction
 
 
 def _encode_rows(

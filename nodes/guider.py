@@ -18,11 +18,11 @@ class Guider(io.ComfyNode):
             display_name="IPAdapter-Instruct Guider",
             category=CATEGORY,
             description="Three-way guidance for SamplerCustomAdvanced: a scale each for text, instruction and image, "
-            "in place of those set in Apply IPAdapter-Instruct.",
+            "whatever is set in Apply IPAdapter-Instruct.",
             inputs=[
                 io.Model.Input("model", tooltip="A model that has passed through Apply IPAdapter-Instruct."),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
+                io.Conditioning.Input("positive", tooltip="What the picture should show."),
+                io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Float.Input(
                     "cfg",
                     default=5.0,
@@ -30,9 +30,9 @@ class Guider(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="The text scale: how strongly the prompt is followed.",
+                    tooltip="The text scale: how strongly the prompt is followed (5 on SD1.5, 7 on SDXL).",
                 ),
-                *guidance_scales("2 and 1 on SD1.5; 4 to 6 and 0.5 on SDXL"),
+                *guidance_scales(),
             ],
             outputs=[io.Guider.Output()],
         )

@@ -15,11 +15,13 @@ EXTENSIONS = {".safetensors", ".sft", ".bin", ".pt", ".pth"}
 
 
 def register() -> None:
-    """Add the models folder ``ipadapter_instruct``, also under paths that extra_model_paths.yaml named."""
-    folder_paths.add_model_folder_path(ADAPTERS, os.path.join(folder_paths.models_dir, ADAPTERS))
-    paths, _ = folder_paths.folder_names_and_paths[ADAPTERS]
-    # Without its own set of extensions a new folder lists every file in it.
-    folder_paths.folder_names_and_paths[ADAPTERS] = (paths, EXTENSIONS)
+    """Add the models folders ``ipadapter_instruct`` and ``ipadapter``, beside paths that extra_model_paths.yaml
+    named, and with the extensions that another pack has set, if any."""
+    for folder in (ADAPTERS, SHARED):
+        folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.models_dir, folder))
+        paths, extensions = folder_paths.folder_names_and_paths[folder]
+        # Without a set of extensions a new folder lists every file in it.
+        folder_paths.folder_names_and_paths[folder] = (paths, set(extensions) or EXTENSIONS)
 
 
 def _files(folder: str) -> list[str]:

@@ -41,6 +41,7 @@ class SamplingRun:
         self.latent_size = tuple(noise.shape[-2:])
         self.cells: dict[uuid.UUID, Cell] = {}
         self.places: dict[Row, int] = {}  # where the last three-way call held the guider's two lists
+        self.warned_of_tiles = False
         self.kept: dict[Row, Tensor] = {}
         self.derived: dict[Row, list[dict]] = {}
         self.calls: dict[tuple, ModelCall] = {}
@@ -193,10 +194,16 @@ class ModelCall:
         stacked = stacked.repeat(self.repeats, 1, 1).to(q.device, q.dtype)
         return split_heads(stacked, heads).contiguous()
 
+    def _warn_of_tiles(self) -> None:
+        if self.repeats > 1 and not self.run.warned_of_tiles:
+            self.run.warned_of_tiles = True
+            log.warning("A tiling model wrapper hides where its tiles lie, so the mask is put over each tile whole.")
+
     def mask(self, application: Application, q: Tensor, activations_shape: list[int]) -> Tensor | None:
         """The mask at a layer's resolution, [B, P, 1], or None."""
         if application.mask is None:
             return None
+        self._warn_of_tiles()
         size = tuple(activations_shape[-2:])
         key = (application, size, q.device, q.dtype)
         if key not in self._masks:

@@ -14,7 +14,6 @@ from ...ipadapter_instruct_core.config import AdapterConfig
 from ...ipadapter_instruct_core.encoders import crop_extremes
 from .memory import HostedOpenClip, intermediate, module_dtype
 
-
 # What a tower made of the last few pictures: changing a weight or an instruction then encodes nothing again.
 _REMEMBERED = 8
 _memory: WeakKeyDictionary[Any, OrderedDict[bytes, Tensor]] = WeakKeyDictionary()
@@ -86,5 +85,5 @@ def _check_width(width: int, config: AdapterConfig, name: str) -> None:
     wanted = "CLIP-ViT-H-14-laion2B-s32B-b79K" if config.image_width == 1280 else "the one it was trained with"
     raise ValueError(
         f"The adapter reads a CLIP vision model that is {config.image_width} wide ({wanted}), but {name} is "
-        f"{width} wide; choose {wanted} in Load CLIP Vision."
+        f"{width} wide; connect {wanted} to clip_vision."
     )
