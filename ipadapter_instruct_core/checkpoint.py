@@ -97,7 +97,9 @@ def _read_pickle(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[str, 
 def _why_unreadable(name: str, head: bytes, error: Exception) -> str:
     if "TorchScript" in str(error):
         return f"{name} is a TorchScript program, not weights. {SAFE_VERSION}"
-    if isinstance(error, pickle.UnpicklingError) and head.startswith((b"PK\x03\x04", b"\x80")):  # a zip or a bare pickle
+    if isinstance(error, pickle.UnpicklingError) and head.startswith(
+        (b"PK\x03\x04", b"\x80")
+    ):  # a zip or a bare pickle
         return f"{name} holds code besides weights, or is no file of weights, so it was not opened. {SAFE_VERSION}"
     return f"{name} is cut short or damaged, or is no file of weights. {DOWNLOAD_AGAIN}"
 
@@ -129,11 +131,16 @@ def load(path: str | os.PathLike, ops: Any = nn) -> Adapter:
         adapter = Adapter.from_state_dict(state, metadata, ops)
     except ValueError as error:
         raise ValueError(f"{path.name} does not fit the released layout: {error}. {DOWNLOAD_AGAIN}") from error
+    check_numbers(path.name, state)
+    return adapter
+
+
+def check_numbers(name: str, state: Mapping[str, Tensor]) -> None:
+    """Refuse weights of which any value is NaN or infinite: one is enough to blacken every picture."""
     for key, tensor in state.items():
         # A sum is not finite if any element is not, and needs no second tensor of the same size.
         if not torch.isfinite(tensor.float().sum()):
-            raise ValueError(f"{path.name} holds values that are not numbers, in {key}. {DOWNLOAD_AGAIN}")
-    return adapter
+            raise ValueError(f"{name} holds values that are not numbers, in {key}. {DOWNLOAD_AGAIN}")
 
 
 def _refuse_foreign(name: str, state: Mapping[str, Tensor]) -> None:

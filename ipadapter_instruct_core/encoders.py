@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from .checkpoint import read
+from .checkpoint import check_numbers, read
 
 VIT_H_14 = "ViT-H-14"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -135,20 +135,31 @@ def load_open_clip(source: str, config: Mapping[str, Any] | None = None) -> Open
     whole = _read_config(path) if config is None else {"model_cfg": config}
     try:
         model = OpenClip(whole["model_cfg"], whole.get("preprocess_cfg", {}))
-    except (KeyError, TypeError) as error:  # what open_clip's constructors raise for settings they lack or do not know
+    except (KeyError, TypeError, RuntimeError) as error:  # open_clip's own, where settings are missing or unknown
         raise ValueError(
-            f"The configuration of {path.name} is not that of a plain OpenCLIP model ({error}); "
+            f"The configuration of {path.name} is not that of a plain OpenCLIP model; "
             "take the open_clip_config.json from the page that the model comes from."
         ) from error
-    try:
-        model.clip.load_state_dict({k: v.float() for k, v in state.items() if k != "text.text_projection"})
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+    state = {key: tensor.float() for key, tensor in state.items() if key != "text.text_projection"}
+    unfit = _first_difference(model.clip.state_dict(), state)
+    if unfit:
         raise ValueError(
-            f"{path.name} does not fit its configuration ({reason}). Put the model's open_clip_config.json "
+            f"{path.name} does not fit its configuration ({unfit}). Put the model's open_clip_config.json "
             f"beside it, named {path.stem}.json."
-        ) from error
+        )
+    check_numbers(path.name, state)
+    model.clip.load_state_dict(state, strict=True)
     return model.requires_grad_(False).eval()
+
+
+def _first_difference(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What is wrong with the weights, in a few words; "" when they fit."""
+    for key, tensor in expected.items():
+        if key not in state:
+            return f"{key} is missing"
+        if state[key].shape != tensor.shape:
+            return f"{key} is {list(state[key].shape)}, not {list(tensor.shape)}"
+    return next((f"{key} is unexpected" for key in state if key not in expected), "")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -156,8 +167,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         if beside.exists():
             try:
                 content = json.loads(beside.read_text())
-            except ValueError as error:
-                raise ValueError(f"{beside.name} is not a JSON file; download it again.") from error
+            except ValueError:
+                content = None
+            if not isinstance(content, dict):
+                raise ValueError(f"{beside.name} is not a model's configuration; download it again.")
             return content if "model_cfg" in content else {"model_cfg": content}
     from open_clip import get_model_config
 

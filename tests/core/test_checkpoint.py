@@ -13,7 +13,7 @@ import torch
 from ipadapter_instruct_core import checkpoint
 from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.config import AdapterConfig, Base, InstructionEncoder
-from ipadapter_instruct_core.convert import convert
+from ipadapter_instruct_core.convert import convert, main
 from small_adapters import PLUS, RELEASED, random_adapter
 from torch import Tensor
 
@@ -270,21 +270,40 @@ def test_the_command_converts(tmp_path: Path, released: Adapter) -> None:
     assert_same_bits(checkpoint.load(tmp_path / "out.safetensors").state_dict(), released.state_dict())
 
 
-def test_the_command_says_in_a_line_what_is_wrong(tmp_path: Path, released: Adapter) -> None:
-    source = released_bin(tmp_path / "in.bin", released.state_dict())
+def test_the_command_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "page.bin").write_bytes(b"<!DOCTYPE html><html></html>")
-    for arguments, words in [
-        ((tmp_path / "absent.bin", tmp_path / "out.safetensors"), "no file"),
-        ((tmp_path / "page.bin", tmp_path / "out.safetensors"), "web page"),
-        ((source, tmp_path / "out.ckpt"), "end it in .safetensors or .bin"),
-        ((source, tmp_path / "nowhere" / "out.bin"), "There is no folder"),
-    ]:
-        done = run_convert(*arguments)
-        assert done.returncode == 1
-        assert words in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.bin", "page.bin"]
+    done = run_convert(tmp_path / "page.bin", tmp_path / "out.safetensors")
+    assert done.returncode == 1
+    assert "web page" in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["page.bin"]
 
 
-def test_the_command_explains_itself() -> None:
-    assert run_convert("only-one").returncode == 2
-    assert "IN" in run_convert("--help").stdout
+@pytest.mark.parametrize(
+    "source, target, words",
+    [
+        ("absent.bin", "out.safetensors", "There is no file"),
+        ("in.bin", "out.ckpt", "end it in .safetensors or .bin"),
+        ("in.bin", "nowhere/out.bin", "There is no folder"),
+    ],
+)
+def test_the_command_fails_without_a_trace(
+    tmp_path: Path,
+    released: Adapter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    source: str,
+    target: str,
+    words: str,
+) -> None:
+    released_bin(tmp_path / "in.bin", released.state_dict())
+    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / source), str(tmp_path / target)])
+    assert main() == 1
+    assert words in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["in.bin"]
+
+
+def test_the_command_asks_for_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["convert", "only-one"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
