@@ -1,0 +1,116 @@
+"""Our nodes as a person meets them: found in the search box, wired by mouse into a plain graph, run from the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from tools.comfy_page import ComfyPage
+from tools.comfy_server import ComfyServer
+from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
+from tools.workflow_canvas import Canvas, Json
+
+CLEARLY = 2 / 255  # mean difference of pixels that no rounding explains
+PATIENCE_S = 300  # on two cores that others use as well
+# What a person types, the node that must come first, and a free spot below the plain graph.
+SEARCHES = {
+    "Load IPAdapter-Instruct Model": ("IPAdapterInstructModelLoader", 60, 700),
+    "CLIPVisionLoader": ("CLIPVisionLoader", 60, 900),
+    "LoadImage": ("LoadImage", 500, 700),
+    "Encode Instruction": ("IPAdapterInstructEncode", 940, 700),
+    "Apply IPAdapter-Instruct": ("IPAdapterInstructApply", 1440, 700),
+}
+OTHERS = {
+    "IPAdapter-Instruct Guider": "IPAdapterInstructGuider",
+    "Load OpenCLIP Model": "IPAdapterInstructOpenCLIPLoader",
+}
+LARGE, USUAL = {"width": 2200, "height": 1300}, {"width": 1600, "height": 900}
+
+
+@pytest.fixture
+def large_page(page: ComfyPage) -> Iterator[ComfyPage]:
+    page.page.set_viewport_size(LARGE)
+    yield page
+    page.page.set_viewport_size(USUAL)
+
+
+def plain_graph(schemas: Json) -> Json:
+    """Text to picture with nodes of the host alone, in the upper half of the page."""
+    canvas = Canvas("plain", schemas)
+    canvas.space(40)
+    with canvas.column("Model", "models", 300):
+        checkpoint = canvas.node("CheckpointLoaderSimple", ckpt_name=MIN_CHECKPOINT)
+    with canvas.column("Prompts", "text", 300):
+        positive = canvas.node("CLIPTextEncode", clip=checkpoint["CLIP"], text="a cat").only
+        negative = canvas.node("CLIPTextEncode", clip=checkpoint["CLIP"], text="blurry").only
+        latent = canvas.node("EmptyLatentImage", width=64, height=64).only
+    with canvas.column("Sampling", "picture", 300):
+        sampled = canvas.node(
+            "KSampler",
+            model=checkpoint["MODEL"],
+            positive=positive,
+            negative=negative,
+            latent_image=latent,
+            seed=1,
+            steps=2,
+            sampler_name="euler",
+            scheduler="normal",
+        ).only
+        decoded = canvas.node("VAEDecode", samples=sampled, vae=checkpoint["VAE"]).only
+    with canvas.column("Result", "picture", 300):
+        canvas.node("SaveImage", images=decoded)
+    return canvas.workflow()
+
+
+def test_nodes_from_the_search_box_change_a_plain_graphs_picture(
+    large_page: ComfyPage, server: ComfyServer, reference_picture: str
+) -> None:
+    page = large_page
+    page.load(plain_graph(server.object_info()))
+    page.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = 0; }")
+    (bare,) = page.run(PATIENCE_S)
+
+    ids = {}
+    for words, (kind, x, y) in SEARCHES.items():
+        ids[kind] = page.add_node(words, x, y)
+        assert node_type(page, ids[kind]) == kind, f"{words!r} finds another node first"
+    loader, vision, image, encode, apply = ids.values()
+    page.page.evaluate("id => app.graph.getNodeById(id).setSize([300, 150])", image)
+    checkpoint, sampler = (find(page, kind) for kind in ("CheckpointLoaderSimple", "KSampler"))
+    page.connect(loader, "adapter", encode, "adapter")
+    page.connect(checkpoint, "CLIP", encode, "clip")
+    page.connect(checkpoint, "MODEL", apply, "model")
+    page.connect(loader, "adapter", apply, "adapter")
+    page.connect(encode, "instruction", apply, "instruction")
+    page.connect(vision, "CLIP_VISION", apply, "clip_vision")
+    page.connect(image, "IMAGE", apply, "image")
+    page.connect(apply, "MODEL", sampler, "model")
+    page.set_widget(loader, "adapter_name", MIN_ADAPTER)
+    page.set_widget(vision, "clip_name", TINY_NAMES["CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"])
+    page.set_widget(image, "image", reference_picture)
+    page.set_widget(encode, "prompt", "a cat")
+    page.set_widget(sampler, "control_after_generate", "fixed")
+
+    pictures = [bare]
+    for task in ("everything", "style"):
+        page.set_widget(encode, "task", task)
+        pictures += page.run(PATIENCE_S)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert np.isfinite(pictures[second]).all()
+        assert np.abs(pictures[first] - pictures[second]).mean() > CLEARLY, f"pictures {first} and {second} are alike"
+    assert page.errors == []
+
+
+def test_the_other_nodes_are_found_by_their_names(page: ComfyPage) -> None:
+    for place, (words, kind) in enumerate(OTHERS.items()):
+        assert node_type(page, page.add_node(words, 150 + 500 * place, 300)) == kind
+    assert page.errors == []
+
+
+def node_type(page: ComfyPage, node: int) -> str:
+    return page.page.evaluate("id => app.graph.getNodeById(id).type", node)
+
+
+def find(page: ComfyPage, kind: str) -> int:
+    return page.page.evaluate("kind => app.graph.nodes.find(node => node.type === kind).id", kind)

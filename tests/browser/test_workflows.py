@@ -1,0 +1,188 @@
+"""Every shipped workflow, opened and run in the host's own page with tiny models in place of the real ones."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tools.comfy_page import ComfyPage
+from tools.comfy_server import ComfyServer
+from tools.tiny_models import with_tiny_names
+from tools.workflow_canvas import OUR_ID
+from tools.workflows import ADAPTER, CHECKPOINT, FIVE_TASKS, GRAPHS, INPUTS, SCRIBBLE_NET, VISION, WORKFLOWS, build
+
+ROOT = WORKFLOWS.parent
+FILES = sorted(WORKFLOWS.glob("*.json"))
+# Small and repeatable; the graph itself stays the shipped one.
+SMALL = {
+    "EmptyLatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 2, "seed": 5, "control_after_generate": "fixed"},
+}
+CLEARLY = 1 / 255  # mean difference of pixels that no rounding explains
+PATIENCE_S = 300  # on two cores that others use as well
+# What switches off the part that each of these graphs adds; one that is wired past it would still make a picture.
+SWITCHES = {
+    "everything": ("IPAdapterInstructApply", "weight"),
+    "style_with_scribble_controlnet": ("ControlNetApplyAdvanced", "strength"),
+    "face_with_pose_controlnet": ("ControlNetApplyAdvanced", "strength"),
+    "style_with_lora": ("LoraLoader", "strength_model"),
+}
+
+each_workflow = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def input_pictures(server: ComfyServer) -> None:
+    for picture in INPUTS.glob("*.png"):
+        server.upload(picture)
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
+def pixels_are_sound(image: np.ndarray) -> bool:
+    return bool(np.isfinite(image).all()) and image.shape == (64, 64, 3) and float(image.std()) > 0.02
+
+
+def open_small(page: ComfyPage, file: Path) -> None:
+    """Open a shipped file with tiny models and, by the page's own widgets, a small size and few steps."""
+    workflow = with_tiny_names(read(file))
+    page.load(workflow)
+    for node in workflow["nodes"]:
+        for name, value in SMALL.get(node["type"], {}).items():
+            page.set_widget(node["id"], name, value)
+
+
+def test_the_files_are_what_the_builder_writes(server: ComfyServer) -> None:
+    built = build(server.object_info())
+    assert {file.stem for file in FILES} == set(built) == set(GRAPHS)
+    for file in FILES:
+        assert read(file) == built[file.stem], f"{file.name} is out of date: run `python -m tools.workflows`"
+
+
+@each_workflow
+def test_every_node_fits_the_running_host(server: ComfyServer, file: Path) -> None:
+    """Names and kinds of inputs, outputs and links; each combo's value is one that the host offers."""
+    schemas, workflow = server.object_info(), with_tiny_names(read(file))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for node in nodes.values():
+        if node["type"] == "MarkdownNote":
+            continue
+        schema = schemas[node["type"]]
+        declared = {**schema["input"].get("required", {}), **schema["input"].get("optional", {})}
+        assert {entry["name"] for entry in node["inputs"]} == set(declared)
+        assert [output["name"] for output in node["outputs"]] == schema["output_name"]
+        for name, value in widget_values(node, declared).items():
+            kind, *options = declared[name]
+            choices = kind if isinstance(kind, list) else (options[0] if options else {}).get("options")
+            if choices is not None:
+                assert value in choices, f"{node['type']}.{name} is {value!r}, the host offers {choices}"
+    for number, source, out_slot, target, in_slot, kind in workflow["links"]:
+        accepted = nodes[target]["inputs"][in_slot]
+        assert accepted["link"] == number
+        assert number in nodes[source]["outputs"][out_slot]["links"]
+        assert kind == nodes[source]["outputs"][out_slot]["type"]
+        assert kind in accepted["type"].split(",")
+
+
+def widget_values(node: dict[str, Any], declared: dict[str, list]) -> dict[str, Any]:
+    """The node's widget values by name; the page's companions of a seed and of an upload carry none."""
+    values, named = iter(node["widgets_values"]), {}
+    for entry in node["inputs"]:
+        if "widget" in entry:
+            named[entry["name"]] = next(values)
+            options = declared[entry["name"]][1] if len(declared[entry["name"]]) > 1 else {}
+            if options.get("control_after_generate") or options.get("image_upload"):
+                next(values)
+    assert next(values, None) is None, f"{node['type']} holds more values than widgets"
+    return named
+
+
+@each_workflow
+def test_the_page_opens_it_without_complaint_or_loss(page: ComfyPage, file: Path) -> None:
+    """No dialog about nodes, models or versions; what the page would save again is what was shipped."""
+    shipped = with_tiny_names(read(file))
+    page.load(shipped)
+    page.page.wait_for_timeout(300)  # dialogs come one frame after the graph
+    assert page.page.locator(".p-dialog").count() == 0, page.page.locator(".p-dialog").inner_text()
+    assert page.page.locator(".p-toast-message-error, .p-toast-message-warn").count() == 0
+    assert page.errors == []
+
+    saved = page.workflow()
+    assert sorted(saved["links"]) == sorted(shipped["links"])
+    by_id = {node["id"]: node for node in saved["nodes"]}
+    for node in shipped["nodes"]:
+        assert by_id[node["id"]]["widgets_values"] == node["widgets_values"], node["type"]
+    assert [group["title"] for group in saved["groups"]] == [group["title"] for group in shipped["groups"]]
+
+
+@each_workflow
+def test_nothing_overlaps_and_every_node_is_in_a_group(page: ComfyPage, file: Path) -> None:
+    page.load(with_tiny_names(read(file)))
+    page.page.wait_for_timeout(100)  # the page measures nodes when it draws them
+    boxes = page.page.evaluate("() => app.graph.nodes.map(n => [n.type, ...n.boundingRect])")
+    groups = page.page.evaluate("() => app.graph.groups.map(g => [...g._bounding])")
+    for (first, *a), (second, *b) in itertools.combinations(boxes, 2):
+        assert not overlap(a, b), f"{first} at {a} and {second} at {b} overlap"
+    for a, b in itertools.combinations(groups, 2):
+        assert not overlap(a, b), f"groups at {a} and {b} overlap"
+    for kind, x, y, width, height in boxes:
+        assert any(
+            gx <= x and gy <= y and x + width <= gx + gw and y + height <= gy + gh for gx, gy, gw, gh in groups
+        ), f"{kind} at {x, y, width, height} sticks out of its group"
+
+
+def overlap(a: list[float], b: list[float]) -> bool:
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+
+
+@each_workflow
+def test_it_makes_its_pictures(page: ComfyPage, file: Path) -> None:
+    open_small(page, file)
+    pictures = page.run(PATIENCE_S)
+    assert len(pictures) == (len(FIVE_TASKS) if file.stem == "one_picture_five_instructions" else 1)
+    assert all(pixels_are_sound(picture) for picture in pictures)
+    for first, second in itertools.combinations(pictures, 2):
+        assert np.abs(first - second).mean() > CLEARLY, "two instructions made the same picture"
+    if file.stem in SWITCHES:
+        kind, widget = SWITCHES[file.stem]
+        (node,) = (node["id"] for node in read(file)["nodes"] if node["type"] == kind)
+        page.set_widget(node, widget, 0.0)
+        (without,) = page.run(PATIENCE_S)
+        assert np.abs(pictures[0] - without).mean() > CLEARLY, f"{kind} changes nothing: is it wired past?"
+    assert page.errors == []
+
+
+def test_the_page_offers_the_files_that_are_missing(page: ComfyPage) -> None:
+    """Of what the workflow names, the page can offer the .safetensors; the note tells where the adapter is."""
+    file = WORKFLOWS / "style_with_scribble_controlnet.json"
+    page.load(read(file))
+    dialog = page.page.locator(".p-dialog")
+    dialog.wait_for()
+    text = dialog.inner_text()
+    notes = " ".join(node["widgets_values"][0] for node in read(file)["nodes"] if node["type"] == "MarkdownNote")
+    for name in (CHECKPOINT, VISION, SCRIBBLE_NET):
+        assert name in text and name in notes
+    assert ADAPTER in notes
+    page.page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+
+
+def test_each_workflow_has_a_picture_for_the_template_browser() -> None:
+    for file in FILES:
+        with Image.open(file.with_suffix(".jpg")) as picture:
+            assert picture.format == "JPEG"
+            assert min(picture.size) >= 400
+            assert np.asarray(picture.convert("L")).std() > 10, "an empty canvas is of one tone"
+
+
+def test_nodes_name_the_pack_as_the_registry_knows_it() -> None:
+    name = re.search(r'^name = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert name is not None and name[1] == OUR_ID

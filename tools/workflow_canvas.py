@@ -1,0 +1,246 @@
+"""Writes ComfyUI workflows in the page's own format: named inputs in, numbered links and widget lists out.
+
+Nodes are stacked in columns, one coloured group a column, so that nothing overlaps and the graph reads left to right.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+# The id in the node registry decides which pack the page offers for a node that is missing.
+OUR_ID, OUR_PREFIX = "comfyui-ipadapter-instruct", "IPAdapterInstruct"
+CORE_ID = "comfy-core"
+SEED_CONTROL = "control_after_generate"  # the page's own widget beside a seed
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+OPTIONAL_SHAPE = 7  # the page draws an input that may stay empty as a ring
+
+# The page's own measures, in pixels of its canvas.
+TITLE, SLOT, WIDGET, TEXT_BOX, MARGIN = 30, 20, 24, 84, 12
+GAP, GROUP_TITLE, GROUP_PADDING, GROUP_GAP = 24, 46, 16, 40
+PICTURE_HEIGHT = 320  # what a node needs to show a picture below its widgets
+GROUP_COLOURS = {
+    "models": "#3f789e",
+    "text": "#8a6d3b",
+    "adapter": "#5b8c5a",
+    "control": "#8b5a8c",
+    "picture": "#a14f4f",
+}
+NOTE_LETTER, NOTE_LINE, NOTE_MARGIN = 6.6, 19, 60
+NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a node, as the source of a link."""
+
+    node: int
+    slot: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A placed node; `node["MODEL"]` is its output of that name."""
+
+    id: int
+    outputs: dict[str, Output]
+
+    def __getitem__(self, name: str) -> Output:
+        return self.outputs[name]
+
+    @property
+    def only(self) -> Output:
+        (output,) = self.outputs.values()
+        return output
+
+
+@dataclass(frozen=True)
+class _Input:
+    name: str
+    kind: str
+    options: Json
+    optional: bool
+
+    @property
+    def is_widget(self) -> bool:
+        return self.kind in WIDGET_TYPES and not self.options.get("forceInput")
+
+    @property
+    def height(self) -> int:
+        if not self.is_widget:
+            return 0
+        return TEXT_BOX if self.options.get("multiline") else WIDGET * len(self.values({}))
+
+    def values(self, given: Json) -> list[Any]:
+        """What the page keeps for this widget; two kinds bring a companion."""
+        value = given.get(self.name)
+        if value is None or isinstance(value, Output):
+            value = self.options.get("default", "")
+        if self.options.get(SEED_CONTROL):
+            return [value, given.get(SEED_CONTROL, "fixed")]
+        return [value, "image"] if self.options.get("image_upload") else [value]
+
+
+class Canvas:
+    """One workflow in the making.
+
+    Args:
+        name: its file's stem, from which its id follows.
+        schemas: the host's /object_info.
+    """
+
+    def __init__(self, name: str, schemas: Json):
+        self._id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{OUR_ID}/{name}"))
+        self._schemas = schemas
+        self._nodes: list[Json] = []
+        self._links: list[list[Any]] = []
+        self._groups: list[Json] = []
+        self._x, self._y, self._top, self._width = 0, 0, 0, 0
+
+    @contextmanager
+    def column(self, title: str, colour: str, width: int, below: bool = False) -> Iterator[None]:
+        """A group whose nodes are stacked, right of the last column or ``below`` it."""
+        if below:
+            left, top, previous_width, previous_height = self._groups[-1]["bounding"]
+            self._x, top = left, top + previous_height + GROUP_GAP
+            width = previous_width - 2 * GROUP_PADDING
+        else:
+            top = self._top
+        first, self._y, self._width = len(self._nodes), top + GROUP_TITLE + TITLE, width
+        self._x += GROUP_PADDING
+        yield
+        self._close_group(title, colour, first, top, width)
+        self._x += width + GROUP_PADDING + GROUP_GAP
+
+    @contextmanager
+    def row(self, title: str, colour: str) -> Iterator[None]:
+        """A group whose nodes stand side by side; the next one starts below it."""
+        first, left, top, self._y = len(self._nodes), self._x, self._top, self._top + GROUP_TITLE + TITLE
+        self._width = 0
+        self._x += GROUP_PADDING
+        yield
+        width = self._x - GAP - left - GROUP_PADDING
+        self._x = left + GROUP_PADDING
+        self._top += self._close_group(title, colour, first, top, width) + GROUP_GAP
+        self._x = left
+
+    def _close_group(self, title: str, colour: str, first: int, top: int, width: int) -> int:
+        """Draw a group round the nodes from ``first`` on; returns its height."""
+        bottom = max(node["pos"][1] + (0 if node["flags"] else node["size"][1]) for node in self._nodes[first:])
+        height = bottom - top + GROUP_PADDING
+        bounding = [self._x - GROUP_PADDING, top, width + 2 * GROUP_PADDING, height]
+        group = {"id": len(self._groups) + 1, "title": title, "bounding": bounding, "color": GROUP_COLOURS[colour]}
+        self._groups.append({**group, "font_size": 24, "flags": {}})
+        return height
+
+    def node(
+        self,
+        kind: str,
+        title: str = "",
+        wide: int = 0,
+        tall: int = 0,
+        collapsed: bool = False,
+        models: Json | None = None,
+        **given: Any,
+    ) -> Node:
+        """Place a node: in a column below the last one, in a row (which gives a width) to its right.
+
+        Args:
+            tall: more than its slots and widgets need, e.g. for a picture.
+            collapsed: show the title only, for a node without anything to set.
+            models: metadata of the file that it loads, so that the page can offer it.
+            given: an Output for a link, anything else for a widget; the host's default where nothing is given.
+        """
+        schema, number = self._schemas[kind], len(self._nodes) + 1
+        inputs = list(_inputs(schema))
+        unknown = given.keys() - {declared.name for declared in inputs} - {SEED_CONTROL}
+        assert not unknown, f"{kind} has no {unknown}"
+        sockets = [declared for declared in inputs if not declared.is_widget]
+        widgets = [declared for declared in inputs if declared.is_widget]
+        ours = kind.startswith(OUR_PREFIX)
+        properties = {"cnr_id": OUR_ID if ours else CORE_ID, "Node name for S&R": kind}
+        needed = SLOT * max(len(sockets), len(schema["output"])) + sum(w.height for w in widgets) + MARGIN
+        placed = {
+            **self._frame(kind, title, wide, max(needed, tall), collapsed),
+            "inputs": [self._input(number, slot, d, given) for slot, d in enumerate([*sockets, *widgets])],
+            "outputs": [
+                {"name": name, "type": output, "links": []}
+                for name, output in zip(schema["output_name"], schema["output"], strict=True)
+            ],
+            "properties": properties | ({"models": [models]} if models else {}),
+            "widgets_values": [value for widget in widgets for value in widget.values(given)],
+        }
+        self._nodes.append(placed)
+        return Node(number, {o["name"]: Output(number, slot, o["type"]) for slot, o in enumerate(placed["outputs"])})
+
+    def note(self, title: str, text: str) -> None:
+        """Place a note in Markdown, in the column's width and as tall as its text."""
+        letters = self._width / NOTE_LETTER
+        lines = sum(math.ceil(max(len(line), 1) / letters) for line in text.splitlines())
+        frame = self._frame("MarkdownNote", title, 0, NOTE_MARGIN + round(NOTE_LINE * lines))
+        empty = {"inputs": [], "outputs": [], "properties": {}}
+        self._nodes.append({**frame, **empty, "widgets_values": [text], **NOTE_COLOURS})
+
+    def space(self, width: int) -> None:
+        """Leave room for links before the next group."""
+        self._x += width
+
+    def _frame(self, kind: str, title: str, width: int, height: int, collapsed: bool = False) -> Json:
+        frame = {
+            "id": len(self._nodes) + 1,
+            "type": kind,
+            "pos": [self._x, self._y],
+            "size": [width or self._width, height],
+            "flags": {"collapsed": True} if collapsed else {},
+            "order": len(self._nodes),
+            "mode": 0,
+        }
+        if self._width:
+            self._y += (0 if collapsed else height) + TITLE + GAP
+        else:
+            self._x += width + GAP
+        return frame | ({"title": title} if title else {})
+
+    def _input(self, node: int, slot: int, declared: _Input, given: Json) -> Json:
+        entry: Json = {"name": declared.name, "type": declared.kind, "link": None}
+        if declared.optional and not declared.is_widget:
+            entry["shape"] = OPTIONAL_SHAPE
+        if declared.is_widget:
+            entry["widget"] = {"name": declared.name}
+        source = given.get(declared.name)
+        if isinstance(source, Output):
+            entry["link"] = len(self._links) + 1
+            self._links.append([entry["link"], source.node, source.slot, node, slot, source.kind])
+            self._nodes[source.node - 1]["outputs"][source.slot]["links"].append(entry["link"])
+        else:
+            assert declared.is_widget or declared.optional, f"{declared.name} is not connected"
+        return entry
+
+    def workflow(self) -> Json:
+        return {
+            "id": self._id,
+            "revision": 0,
+            "last_node_id": len(self._nodes),
+            "last_link_id": len(self._links),
+            "nodes": self._nodes,
+            "links": self._links,
+            "groups": self._groups,
+            "config": {},
+            "extra": {},
+            "version": 0.4,
+        }
+
+
+def _inputs(schema: Json) -> Iterator[_Input]:
+    for part in ("required", "optional"):
+        for name in schema["input_order"].get(part, []):
+            kind, *options = schema["input"][part][name]
+            kind = kind if isinstance(kind, str) else "COMBO"  # older nodes declare a choice by its options
+            yield _Input(name, kind, options[0] if options else {}, part == "optional")
