@@ -1,0 +1,216 @@
+"""The real host inside this process, on random weights: models, our pack's Apply, and the host's own sampling."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from tools.strided_weights import strided_weights
+from tools.tiny_adapter_shapes import projector_shapes
+from tools.tiny_models import adapter_gain, checkpoint, unet_gain
+from tools.tiny_shapes import FULL_UNET, TEXT
+
+ROOT = Path(__file__).resolve().parent.parent
+CFG = 5.0
+THREE_WAY = {"guidance": "three-way", "instruct_scale": 2.0, "image_scale": 0.5}  # no factor is 0: four rows
+SIZES = ("small", "real")
+
+
+def load_module(name: str, path: Path, package: bool = False) -> ModuleType:
+    """Load a module by its place, once."""
+    if name not in sys.modules:
+        locations = [str(path.parent)] if package else None
+        spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=locations)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def prepare() -> ModuleType:
+    """Make the host importable, without importing it; returns the tests' way into it."""
+    # Our own `nodes/` would hide the host's `nodes.py`.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    inside = load_module("benchmarks_inside", ROOT / "tests" / "host" / "inside.py")
+    if inside.PACK not in sys.modules:
+        sys.path.insert(0, str(inside.HOST))
+        import comfy.options
+
+        comfy.options.args_parsing = False
+        import comfy.cli_args
+
+        # What the host takes on graphics cards, where most people run it; on a CPU it defaults to a slower one.
+        comfy.cli_args.args.use_pytorch_cross_attention = True
+        logging.getLogger().setLevel(logging.WARNING)
+    return inside
+
+
+def start() -> Callable[[str], ModuleType]:
+    """The host with our pack in it. Returns ``pack("nodes.apply")``, which imports a module of the pack."""
+    inside = prepare()
+    inside.start()
+    return lambda name: importlib.import_module(f"{inside.PACK}.{name}")
+
+
+def unet(size: str) -> Any:
+    """A MODEL with SD1.5's 16 cross-attentions: of its real dimensions, or small, where launches take the time."""
+    import comfy.sd
+
+    weights = checkpoint(FULL_UNET, seed=1) if size == "small" else _real_unet_weights()
+    return comfy.sd.load_diffusion_model_state_dict(weights)
+
+
+def _real_unet_weights() -> dict[str, torch.Tensor]:
+    """Random weights for each key and shape of the host's own SD1.5 UNet."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    shape_only = UNetModel(
+        image_size=32,
+        in_channels=4,
+        out_channels=4,
+        model_channels=320,
+        num_res_blocks=[2, 2, 2, 2],
+        channel_mult=(1, 2, 4, 4),
+        num_heads=8,
+        use_spatial_transformer=True,
+        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+        transformer_depth_middle=1,
+        transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        context_dim=TEXT,
+        device="meta",
+    )
+    shapes = {key: tuple(value.shape) for key, value in shape_only.state_dict().items()}
+    return strided_weights(shapes, unet_gain, seed=1)
+
+
+def adapter_weights(widths: list[int], instruct: bool = True) -> dict[str, dict[str, torch.Tensor]]:
+    """An SD1.5 adapter for cross-attentions of these widths: the released layout, or IPAdapter+'s, which is the
+    same without the prompt and the instruction."""
+    shapes = projector_shapes(TEXT)
+    if not instruct:
+        shapes = {key: shape for key, shape in shapes.items() if "new_input" not in key and "prompt" not in key}
+    names = [f"{2 * i + 1}.to_{kind}_ip.weight" for i in range(len(widths)) for kind in ("k", "v")]
+    key_values = {name: (widths[i // 2], TEXT) for i, name in enumerate(names)}
+    return {
+        "image_proj": strided_weights(shapes, adapter_gain, seed=6),
+        "ip_adapter": strided_weights(key_values, adapter_gain, seed=7),
+    }
+
+
+class RandomVision:
+    """Stands in for ViT-H/14 where its own time does not count: any picture gives the same random states."""
+
+    image_size = 224
+
+    def __init__(self) -> None:
+        import comfy.model_management as management
+        from comfy.model_patcher import ModelPatcher
+
+        self.load_device = management.get_torch_device()
+        self.model = _RandomStates()
+        self.patcher = ModelPatcher(self.model, self.load_device, management.unet_offload_device())
+
+    def encode_image(self, image: torch.Tensor) -> Any:
+        import comfy.model_management as management
+
+        management.load_model_gpu(self.patcher)
+        return _Encoded(self.model(image, -2)[1])
+
+
+class _Encoded:
+    def __init__(self, states: torch.Tensor) -> None:
+        self.penultimate_hidden_states = states
+
+
+class _RandomStates(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.states = torch.nn.Parameter(random(1, 257, 1280, seed=8), requires_grad=False)
+
+    def forward(self, pixel_values: torch.Tensor, intermediate_output: int) -> tuple[torch.Tensor, ...]:
+        states = self.states.expand(len(pixel_values), -1, -1)
+        return states, states, states[:, 0]
+
+
+class Ours:
+    """Our Apply node over one MODEL, everything that feeds it in place."""
+
+    def __init__(self, model: Any, vision: Any = None) -> None:
+        pack = start()
+        slots = pack("nodes.host.slots").cross_attentions(model.model.diffusion_model)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "adapter.bin"
+            torch.save(adapter_weights([slot.width for slot in slots]), file)
+            self.adapter = pack("nodes.host.memory").load_adapter(str(file), file.name)
+        tasks, guidance = pack("ipadapter_instruct_core.tasks"), pack("ipadapter_instruct_core.guidance")
+        texts = {row: (random(1, 77, TEXT, seed=i), random(1, 77, TEXT, seed=9)) for i, row in enumerate(guidance.Row)}
+        encoded = pack("nodes.encode_instruction").EncodedInstruction
+        self.instruction = encoded(tasks.Task.STYLE, "use the style", self.adapter.config, texts)
+        self.node = pack("nodes.apply").ApplyAdapter
+        self.model = model
+        self.vision = vision or RandomVision()
+
+    def apply(self, image: torch.Tensor | None = None, **settings: Any) -> Any:
+        defaults = {
+            "weight": 1.0, "start_percent": 0.0, "end_percent": 1.0, "guidance": "simple", "instruct_scale": 2.0,
+            "image_scale": 1.0, "combine_images": "concatenate",
+        }  # fmt: skip
+        return self.node.execute(
+            self.model, self.adapter, self.instruction, self.vision,
+            picture() if image is None else image, **(defaults | settings),
+        ).result[0]  # fmt: skip
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def picture() -> torch.Tensor:
+    return torch.rand(1, 224, 224, 3, generator=torch.Generator().manual_seed(10))
+
+
+def half_mask() -> torch.Tensor:
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, 32:] = 1.0
+    return mask
+
+
+def with_rows(model: Any, more: int) -> Any:
+    """A clone of a bare MODEL that evaluates the negative prompt ``more`` times over, with nothing done to the
+    results: what rows cost by themselves."""
+    from comfy.patcher_extension import WrappersMP
+
+    def evaluate(executor: Callable, model: Any, conds: list, *arguments: Any) -> list[torch.Tensor]:
+        return executor(model, [*conds, *[conds[1]] * more], *arguments)[: len(conds)]
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "benchmark", evaluate)
+    return clone
+
+
+def sample(model: Any, latent: int, steps: int, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
+    """Sample with KSampler's own parts (euler, normal, cfg 5); ``on_step(i)`` is called after the i-th model step."""
+    import comfy.samplers
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds([[random(1, 77, TEXT, seed=11), {}]], [[random(1, 77, TEXT, seed=12), {}]])
+    guider.set_cfg(CFG)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+    noise = random(1, 4, latent, latent, seed=13)
+    return guider.sample(
+        noise,
+        torch.zeros_like(noise),
+        comfy.samplers.sampler_object("euler"),
+        sigmas,
+        callback=lambda i, denoised, x, total: on_step(i) if on_step else None,
+        disable_pbar=True,
+        seed=0,
+    )

@@ -1,0 +1,56 @@
+"""What a benchmark hands over: named values with their targets, as a table and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+STATES = {True: "met", False: "MISSED", None: ""}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number. ``target`` is the most that it may be, or None where it is shown for comparison only."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None = None
+
+    @property
+    def ok(self) -> bool | None:
+        return None if self.target is None else self.value <= self.target
+
+
+def table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Print rows under a header: the first column to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    print(f"\n{title}")
+    for row in [header, *rows]:
+        cells = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  " + "  ".join(cells).rstrip(), flush=True)
+
+
+def results_table(title: str, results: list[Result]) -> None:
+    """Print results as they are, each beside its target."""
+    rows = []
+    for result in results:
+        target = "" if result.target is None else f"<= {result.target:g}"
+        rows.append([result.name, f"{result.value:.4g} {result.unit}".strip(), target, STATES[result.ok]])
+    table(title, ["", "value", "target", ""], rows)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--json", type=Path, help="write the results into this file: [{name, value, unit, target, ok}]")
+    return made
+
+
+def write(results: list[Result], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps([asdict(result) | {"ok": result.ok} for result in results], indent=1) + "\n")

@@ -1,0 +1,51 @@
+"""What the adapter adds to a step, in exact counts on a small UNet with SD1.5's 16 layers: CI notices a regression."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import counts, host
+
+LAYERS = 16
+OURS = ["", ", mask", ", start and end", ", mask, start and end"]
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, tuple[counts.Counts, counts.Counts]]:
+    """{name: (counts, those of the bare host with as many rows)}."""
+    host.start()
+    groups = counts.measure("small")
+    return {name: (c, next(iter(group.values()))) for group in groups.values() for name, c in group.items()}
+
+
+@pytest.mark.parametrize("variant", OURS)
+@pytest.mark.parametrize("guidance", ["simple", "three-way"])
+def test_a_step_adds_an_attention_and_an_addition_a_layer_and_little_more(
+    measured: dict[str, tuple[counts.Counts, counts.Counts]], guidance: str, variant: str
+) -> None:
+    ours, bare = measured[f"ours, {guidance}{variant}"]
+    extra = ours.total - bare.total
+    most = counts.MOST_OPERATIONS + (LAYERS if "mask" in variant else 0)  # a mask multiplies in every layer
+    assert 2 * LAYERS <= extra <= most, ours.operations - bare.operations  # fewer: a layer does not act
+    assert (ours.model_calls, bare.model_calls) == (1, 1)
+
+
+@pytest.mark.parametrize("variant", OURS)
+@pytest.mark.parametrize("guidance", ["simple", "three-way"])
+def test_a_step_reads_back_nothing_or_once_for_a_range(
+    measured: dict[str, tuple[counts.Counts, counts.Counts]], guidance: str, variant: str
+) -> None:
+    ours, bare = measured[f"ours, {guidance}{variant}"]
+    assert ours.read_backs - bare.read_backs <= (ours.model_calls if "start" in variant else 0)
+
+
+def test_the_counter_sees_read_backs_and_leaves_views_out() -> None:
+    import torch
+
+    counter = counts.StepCounter()
+    x = torch.ones(4, 4)
+    with torch.no_grad(), counter:
+        counter.on = True
+        (x.view(16).unsqueeze(0).transpose(0, 1) * 2).sum().item()
+    assert counter.counts.total == 3  # mul, sum, and the read-back
+    assert counter.counts.read_backs == 1
