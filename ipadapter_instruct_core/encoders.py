@@ -71,10 +71,6 @@ class OpenClip(nn.Module):
         self.std = tuple(preprocess_config.get("std", CLIP_STD))
         self.tokenizer = SimpleTokenizer(context_length=self.context_length)
 
-    @property
-    def device(self) -> torch.device:
-        return self.clip.logit_scale.device
-
     def preprocess(self, image: Tensor) -> Tensor:
         """[B, C, H, W] in 0-1 -> normalised [B, 3, S, S]."""
         return preprocess(image, self.image_size, self.mean, self.std)
@@ -94,7 +90,8 @@ class OpenClip(nn.Module):
     def instruction_tokens(self, texts: Sequence[str]) -> Tensor:
         """Wordings -> the text tower's last hidden states after its final norm, [B, L, W]."""
         out = self.clip.forward_intermediates(
-            text=self.tokenizer(list(texts)).to(self.device),
+            # Not by a property named `device`: the host's memory manager sets an attribute of that name.
+            text=self.tokenizer(list(texts)).to(self.clip.logit_scale.device),
             text_indices=[-1],
             normalize_intermediates=True,
             intermediates_only=True,

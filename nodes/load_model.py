@@ -25,5 +25,10 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, adapter_name: str | None = None) -> bool | str:
+        """In place of the host's "value not in list", which names no folder; None where the name comes by a link."""
+        return folders.problem(folders.adapter_path, adapter_name) or True
+
+    @classmethod
     def execute(cls, adapter_name: str) -> io.NodeOutput:
         return io.NodeOutput(memory.load_adapter(folders.adapter_path(adapter_name), adapter_name))

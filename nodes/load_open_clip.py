@@ -27,5 +27,10 @@ class LoadOpenClip(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        """In place of the host's "value not in list", which names no folder; None where the name comes by a link."""
+        return folders.problem(folders.open_clip_path, model_name) or True
+
+    @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
         return io.NodeOutput(memory.load_hosted_open_clip(folders.open_clip_path(model_name), model_name))

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -50,6 +51,16 @@ def open_clip_path(name: str) -> str:
     return _find(name, OPEN_CLIP_FOLDERS, "an OpenCLIP model")
 
 
+def problem(find: Callable[[str], str], name: str | None) -> str:
+    """Why a name leads to no file, in a sentence; "" when it does, or when there is no name to look for yet."""
+    try:
+        if name is not None:
+            find(name)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _find(name: str, folders: tuple[str, ...], what: str) -> str:
     for folder in folders:
         # Looked up among the listed names only, so no name can lead out of its folder.
@@ -58,7 +69,8 @@ def _find(name: str, folders: tuple[str, ...], what: str) -> str:
             if path:
                 return path
     place = folder_paths.folder_names_and_paths[folders[0]][0][0]
-    raise ValueError(f"There is no file {name or '(none chosen)'}; put {what} into {place} and press R to refresh.")
+    wanted = f"There is no file {name}" if name else "No file is chosen"
+    raise ValueError(f"{wanted}; put {what} into {place}, press R to refresh the page, and choose it.")
 
 
 def _fits(path: str | None) -> bool:

@@ -28,7 +28,7 @@ def encode_text(clip: Any, text: str, config: AdapterConfig, literal: bool) -> T
     """
     if config.instruction_encoder is InstructionEncoder.OPEN_CLIP:
         return _encode_open_clip(clip, text, config)
-    return _encode_clip_l(clip, text, literal)
+    return _encode_clip_l(clip, text, config, literal)
 
 
 def _encode_open_clip(clip: Any, text: str, config: AdapterConfig) -> Tensor:
@@ -48,7 +48,7 @@ def _encode_open_clip(clip: Any, text: str, config: AdapterConfig) -> Tensor:
     return intermediate(clip.model.instruction_tokens([text]))
 
 
-def _encode_clip_l(clip: Any, text: str, literal: bool) -> Tensor:
+def _encode_clip_l(clip: Any, text: str, config: AdapterConfig, literal: bool) -> Tensor:
     if isinstance(clip, HostedOpenClip):
         raise ValueError(
             f"This adapter reads CLIP-L, not {clip.name}; connect the CLIP of your checkpoint to the clip input."
@@ -71,6 +71,11 @@ def _encode_clip_l(clip: Any, text: str, literal: bool) -> Tensor:
         hidden, _ = tower.encode_token_weights([chunk])[:2]
     finally:
         tower.reset_clip_options()
+    if hidden.shape[-1] != config.instruction_width:
+        raise ValueError(
+            f"This adapter reads instructions that are {config.instruction_width} wide, but the connected CLIP-L is "
+            f"{hidden.shape[-1]} wide; connect the CLIP that the adapter was trained with."
+        )
     return intermediate(hidden)
 
 

@@ -33,6 +33,8 @@ def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tupl
     Raises:
         ValueError: the tower is not the one that the adapter was trained on.
     """
+    if clip_vision is None:
+        raise ValueError("No CLIP vision is connected (the checkpoint holds none); connect Load CLIP Vision.")
     if isinstance(clip_vision, HostedOpenClip):
         _check_width(clip_vision.model.image_width, config, clip_vision.name)
         encode, encode_zero = _encode_by_open_clip, _encode_zero_by_open_clip

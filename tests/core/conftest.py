@@ -10,8 +10,7 @@ import torch
 from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.config import AdapterConfig
 
-HERE = Path(__file__).parent
-sys.path += [str(HERE), str(HERE.parent / "assets")]  # small_adapters.py, reference_vectors.py
+sys.path.append(str(Path(__file__).parent))  # small_adapters.py
 
 from small_adapters import PAPER, PLUS, RELEASED, random_adapter  # noqa: E402
 
