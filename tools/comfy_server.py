@@ -156,6 +156,12 @@ class ComfyServer:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return json.load(answer)
 
+    def post(self, path: str, body: dict[str, Any]) -> bytes:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
     def object_info(self) -> dict[str, Any]:
         """Every node's schema, as the page sees it."""
         return self.get("/object_info")
@@ -167,15 +173,12 @@ class ComfyServer:
 
     def queue(self, graph: Graph) -> str:
         """Queue an API-format graph; returns its prompt id. Raises ComfyError when its validation fails."""
-        body = json.dumps({"prompt": graph, "client_id": "tests"}).encode()
-        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.load(answer)["prompt_id"]
+            return json.loads(self.post("/prompt", {"prompt": graph, "client_id": "tests"}))["prompt_id"]
         except urllib.error.HTTPError as error:
             raise ComfyError(f"The graph was refused: {error.read().decode(errors='replace')}") from None
 
-    def wait(self, prompt_id: str, timeout: float = 120) -> dict[str, Any]:
+    def wait(self, prompt_id: str, timeout: float = 300) -> dict[str, Any]:
         """The finished prompt's history entry. Raises ComfyError with the failing node's message."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -188,7 +191,7 @@ class ComfyServer:
             time.sleep(POLL_S)
         raise ComfyError(f"No result after {timeout} s:\n{self.log_text()[-4000:]}")
 
-    def run(self, graph: Graph, timeout: float = 120) -> list[np.ndarray]:
+    def run(self, graph: Graph, timeout: float = 300) -> list[np.ndarray]:
         """Queue, wait, and return the pictures it saved or previewed: float [H, W, C] in 0–1, in node order."""
         return self.pictures(self.wait(self.queue(graph), timeout))
 

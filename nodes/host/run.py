@@ -121,7 +121,10 @@ class SamplingRun:
     def call(self, options: dict[str, Any], batch: int, active: frozenset[Application]) -> "ModelCall":
         """The prepared model call for these rows: the same object whenever the same rows come again."""
         window = options.get("context_window")
-        indices = tuple(window.index_list) if getattr(window, "dim", None) == 0 else tuple(range(self.items))
+        indices = tuple(range(self.items))
+        if getattr(window, "dim", None) == 0:
+            # Asked of the window itself: newer hosts put an anchor from outside before what it lists.
+            indices = tuple(window.get_tensor(torch.arange(self.items)).tolist())
         cells = tuple(self.cells.get(u, Cell(Row.UNCOND)) for u in options.get("uuids", ()))
         key = (cells, indices, batch, active)
         if key not in self.calls:
