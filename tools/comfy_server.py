@@ -101,7 +101,9 @@ class ComfyServer:
         ]  # fmt: skip
 
     def __enter__(self) -> ComfyServer:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        # Passive: threads that wait for one another give the processor to the page and to the tests meanwhile.
+        settings = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {**os.environ, **settings}
         with self.log_file.open("wb") as log:
             # A session of its own, so that one signal ends it together with anything it started.
             self._process = subprocess.Popen(
