@@ -1,0 +1,79 @@
+"""Shipped workflows (the page's format) as graphs that can be queued over HTTP (the API format)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .graphs import Graph, node
+
+Json = dict[str, Any]
+OURS = "IPAdapterInstruct"
+NOT_RUN = {"MarkdownNote", "Note", "PrimitiveNode", "Reroute"}
+
+
+def api_graph(workflow: Json, schemas: Json) -> Graph:
+    """The graph that the page would queue: each input is a link [node id, output slot] or a widget's value.
+
+    Args:
+        workflow: a workflow file's content.
+        schemas: the host's /object_info, which tells a widget's value from the page's own companions of it.
+    """
+    sources = {number: [str(source), slot] for number, source, slot, *_ in workflow["links"]}
+    graph = {}
+    for entry in workflow["nodes"]:
+        if entry["type"] in NOT_RUN:
+            continue
+        declared = schemas[entry["type"]]["input"]
+        widgets = _widget_values(entry, {**declared.get("required", {}), **declared.get("optional", {})})
+        links = {slot["name"]: sources[slot["link"]] for slot in entry["inputs"] if slot.get("link") is not None}
+        graph[str(entry["id"])] = node(entry["type"], **{**widgets, **links})
+    return graph
+
+
+def _widget_values(entry: Json, declared: dict[str, list]) -> Json:
+    """Widget values by input name. A seed and an upload are each followed by a value that only the page reads."""
+    values: Iterator[Any] = iter(entry["widgets_values"])
+    named = {}
+    for slot in entry["inputs"]:
+        if "widget" not in slot:
+            continue
+        named[slot["name"]] = next(values)
+        _, options = [*declared[slot["name"]], {}][:2]
+        if options.get("control_after_generate") or options.get("image_upload"):
+            next(values)
+    return named
+
+
+def with_inputs(graph: Graph, changes: dict[str, Json]) -> Graph:
+    """The graph with other inputs on every node of a kind: {class type: {input: value}}."""
+    return {
+        name: {**entry, "inputs": {**entry["inputs"], **changes.get(entry["class_type"], {})}}
+        for name, entry in graph.items()
+    }
+
+
+def without_adapter(graph: Graph) -> Graph:
+    """The same graph without our nodes: what read an adapted MODEL reads the one before it."""
+    before = {name: entry["inputs"]["model"] for name, entry in graph.items() if entry["class_type"] == f"{OURS}Apply"}
+
+    def bypassed(value: Any) -> Any:
+        while isinstance(value, list) and value[0] in before:
+            value = before[value[0]]
+        return value
+
+    return {
+        name: {**entry, "inputs": {key: bypassed(value) for key, value in entry["inputs"].items()}}
+        for name, entry in graph.items()
+        if not entry["class_type"].startswith(OURS)
+    }
+
+
+def text_of(graph: Graph) -> str:
+    """The prompt: the text that the sampler's positive input comes from."""
+    (sampler,) = (entry for entry in graph.values() if entry["class_type"] == "KSampler")
+    value: Any = sampler["inputs"]["positive"]
+    for name in ("positive", "text", "value"):
+        while isinstance(value, list) and name in graph[value[0]]["inputs"]:
+            value = graph[value[0]]["inputs"][name]
+    return value
