@@ -99,10 +99,12 @@ def adapter_weights(widths: list[int], instruct: bool = True) -> dict[str, dict[
         shapes = {key: shape for key, shape in shapes.items() if "new_input" not in key and "prompt" not in key}
     names = [f"{2 * i + 1}.to_{kind}_ip.weight" for i in range(len(widths)) for kind in ("k", "v")]
     key_values = {name: (widths[i // 2], TEXT) for i, name in enumerate(names)}
-    return {
+    groups = {
         "image_proj": strided_weights(shapes, adapter_gain, seed=6),
         "ip_adapter": strided_weights(key_values, adapter_gain, seed=7),
     }
+    # Laid out as in a real file: matrices of overlapping rows would be copied at each use.
+    return {group: {key: w.contiguous() for key, w in weights.items()} for group, weights in groups.items()}
 
 
 class RandomVision:

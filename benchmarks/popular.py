@@ -21,7 +21,8 @@ class Popular:
         assert FOLDER is not None
         module = host.load_module("ipadapter_plus_pack", Path(FOLDER) / "__init__.py", package=True)
         self.node = module.NODE_CLASS_MAPPINGS["IPAdapterAdvanced"]()
-        self.weights = host.adapter_weights(widths, instruct=False)
+        with torch.inference_mode():  # as the host has its nodes load files
+            self.weights = host.adapter_weights(widths, instruct=False)
         self.model = model
         self.vision = vision or host.RandomVision()
 
