@@ -6,7 +6,7 @@ Made when sampling starts, once the models are loaded, and dropped with it; noth
 import uuid
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,13 @@ class Cell:
     area: tuple[int, ...] | None = None
 
 
+class Kept(NamedTuple):
+    """What three-way guidance evaluated beside the sampler's two predictions, until the step's guidance is done."""
+
+    scales: ThreeWay
+    predictions: dict[Row, Tensor]
+
+
 class SamplingRun:
     """Rows, scales and prepared keys and values of one sampling run."""
 
@@ -42,7 +49,7 @@ class SamplingRun:
         self.cells: dict[uuid.UUID, Cell] = {}
         self.places: dict[Row, int] = {}  # where the last three-way call held the guider's two lists
         self.warned_of_tiles = False
-        self.kept: dict[Row, Tensor] = {}
+        self.kept: Kept | None = None
         self.derived: dict[Row, list[dict]] = {}
         self.calls: dict[tuple, ModelCall] = {}
         sampling = guider.model_patcher.get_model_object("model_sampling")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...ipadapter_instruct_core.guidance import Row, three_way_coefficients, three_way_correction
 from .application import CHAIN, Application, ThreeWay
-from .run import RUN, SamplingRun
+from .run import RUN, Kept, SamplingRun
 from .slots import CALL
 
 ACTIVE = "ipadapter_instruct_active"
@@ -76,7 +76,7 @@ def _evaluate_three_way(
         predictions[row] = out[place]
     if windowed:
         return _fold(predictions, places, text_scale, scales)
-    run.kept = {row: predictions[row] for row in extra}
+    run.kept = Kept(scales, {row: predictions[row] for row in extra})
     return list(out[:2])
 
 
@@ -103,13 +103,9 @@ def correct_guidance(args: dict[str, Any]) -> Tensor:
     """After the sampler's own guidance: adds what three-way differs by, at the cfg that was really used."""
     options = args["model_options"]["transformer_options"]
     run: SamplingRun | None = options.get(RUN)
-    kept = run.kept if run is not None else {}
-    if run is None or not kept:
+    if run is None or run.kept is None:
         return args["denoised"]
-    run.kept = {}
-    scales = run.scales(run.active(args["sigma"]))
-    if scales is None:
-        return args["denoised"]
+    (scales, kept), run.kept = run.kept, None
     text_scale = float(args["cond_scale"])
     needed = {Row.EVERYTHING: scales.instruct_scale, Row.IMAGE: scales.image_scale}
     missing = [row for row, scale in needed.items() if scale != text_scale and row not in kept]
