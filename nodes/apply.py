@@ -12,7 +12,7 @@ from .encode_instruction import EncodedInstruction
 from .host import apply as host_apply
 from .host import log
 from .host.application import Application, ThreeWay
-from .host.memory import HostedAdapter, intermediate, module_dtype
+from .host.memory import HostedAdapter, intermediate, module_dtype, remembered
 from .host.vision import image_tokens
 from .types import CATEGORY, Adapter, Instruction, OpenClip, guidance_scales
 
@@ -146,6 +146,13 @@ def _project(
 ) -> dict[Row, Tensor]:
     """Adapter tokens [N, T, O] of every row."""
     pictures, nothing = image_tokens(clip_vision, image, adapter.config)
+    key = (instruction, pictures, nothing, combine)  # told apart as objects, which the memory keeps alive
+    return remembered(adapter, key, lambda: _project_rows(adapter, instruction, pictures, nothing, combine))
+
+
+def _project_rows(
+    adapter: HostedAdapter, instruction: EncodedInstruction, pictures: Tensor, nothing: Tensor, combine: str
+) -> dict[Row, Tensor]:
     if combine == AVERAGE:
         pictures = pictures.mean(dim=0, keepdim=True)
     device = adapter.load()

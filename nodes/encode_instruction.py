@@ -16,7 +16,7 @@ from .host.text import encode_text
 from .types import CATEGORY, Adapter, Instruction, OpenClip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedInstruction:
     """For each row of guidance, the instruction and prompt tokens that the projector reads, [1, L, W] or None."""
 

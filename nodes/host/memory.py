@@ -1,6 +1,10 @@
 """Weights under the host's memory manager: offloaded, reloaded and shared as it sees fit."""
 
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import comfy.model_management as management
 import comfy.ops
@@ -11,6 +15,25 @@ from ...ipadapter_instruct_core import checkpoint
 from ...ipadapter_instruct_core.adapter import Adapter
 from ...ipadapter_instruct_core.config import AdapterConfig
 from ...ipadapter_instruct_core.encoders import OpenClip, load_open_clip
+
+Result = TypeVar("Result")
+# What each model made of its last few inputs: changing a weight then encodes and projects nothing again.
+_REMEMBERED = 8
+_results: WeakKeyDictionary[Any, OrderedDict[Hashable, Any]] = WeakKeyDictionary()
+
+
+def remembered(model: Any, key: Hashable, make: Callable[[], Result]) -> Result:
+    """What ``make`` returned the last time for this model and key, while both are among the last few.
+
+    For small results of a node's inputs; they are forgotten with the model.
+    """
+    known = _results.setdefault(model, OrderedDict())
+    if key not in known:
+        known[key] = make()
+        if len(known) > _REMEMBERED:
+            known.popitem(last=False)
+    known.move_to_end(key)
+    return known[key]
 
 
 def _working_precision(device: torch.device) -> torch.dtype:

@@ -1,10 +1,7 @@
 """Pictures -> the image tower's penultimate hidden states, by the host's CLIP vision or an OpenCLIP model."""
 
-from collections import OrderedDict
-from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import comfy.model_management as management
 import torch
@@ -12,11 +9,7 @@ from torch import Tensor
 
 from ...ipadapter_instruct_core.config import AdapterConfig
 from ...ipadapter_instruct_core.encoders import crop_extremes
-from .memory import HostedOpenClip, intermediate, module_dtype
-
-# What a tower made of the last few pictures: changing a weight or an instruction then encodes nothing again.
-_REMEMBERED = 8
-_memory: WeakKeyDictionary[Any, OrderedDict[bytes, Tensor]] = WeakKeyDictionary()
+from .memory import HostedOpenClip, intermediate, module_dtype, remembered
 
 
 def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tuple[Tensor, Tensor]:
@@ -40,22 +33,12 @@ def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tupl
         encode, encode_zero = _encode_by_open_clip, _encode_zero_by_open_clip
     else:
         encode, encode_zero = _encode_by_host, _encode_zero_by_host
-    nothing = _remembered(clip_vision, b"", lambda: encode_zero(clip_vision))
+    nothing = remembered(clip_vision, b"", lambda: intermediate(encode_zero(clip_vision)))
     _check_width(nothing.shape[-1], config, "this CLIP vision model")
     pixels = image.movedim(-1, 1).float()
     pixels = crop_extremes(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]).contiguous()
     digest = blake2b(str(tuple(pixels.shape)).encode() + pixels.cpu().numpy().tobytes()).digest()
-    return _remembered(clip_vision, digest, lambda: encode(clip_vision, pixels)), nothing
-
-
-def _remembered(clip_vision: Any, key: bytes, encode: Callable[[], Tensor]) -> Tensor:
-    known = _memory.setdefault(clip_vision, OrderedDict())
-    if key not in known:
-        known[key] = intermediate(encode())
-        if len(known) > _REMEMBERED:
-            known.popitem(last=False)
-    known.move_to_end(key)
-    return known[key]
+    return remembered(clip_vision, digest, lambda: intermediate(encode(clip_vision, pixels))), nothing
 
 
 def _encode_by_open_clip(hosted: HostedOpenClip, pixels: Tensor) -> Tensor:
