@@ -32,5 +32,10 @@ class LoadOpenClip(io.ComfyNode):
         return folders.problem(folders.open_clip_path, model_name) or True
 
     @classmethod
+    def fingerprint_inputs(cls, model_name: str) -> str:
+        """A file that was replaced under its name is loaded anew."""
+        return folders.fingerprint(folders.open_clip_path(model_name))
+
+    @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:
         return io.NodeOutput(memory.load_hosted_open_clip(folders.open_clip_path(model_name), model_name))

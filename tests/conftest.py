@@ -7,6 +7,7 @@ off the path, and the packages that tests need are loaded by their place instead
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,10 @@ from tools.tiny_models import make_tiny_models  # noqa: E402
 from tools.torchvision_cpu import ensure_torchvision_imports  # noqa: E402
 
 ensure_torchvision_imports()
+
+
+# So that a test run that is ended takes its server with it: fixtures are torn down as after Ctrl-C.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

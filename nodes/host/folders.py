@@ -73,6 +73,12 @@ def _find(name: str, folders: tuple[str, ...], what: str) -> str:
     raise ValueError(f"{wanted}; put {what} into {place}, press R to refresh the page, and choose it.")
 
 
+def fingerprint(path: str) -> str:
+    """Changes when the file does."""
+    status = os.stat(path)
+    return f"{path} {status.st_mtime_ns} {status.st_size}"
+
+
 def _fits(path: str | None) -> bool:
     if path is None:
         return False

@@ -132,3 +132,22 @@ def assert_same(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
 def assert_differs(a: Tensor, b: Tensor, least: float = 1e-3) -> None:
     difference = float((a - b).abs().max() / b.abs().max())
     assert difference > least, f"relative difference only {difference:.2e}"
+
+
+def counted_rows(model: Any) -> tuple[Any, list[int]]:
+    """A clone that notes how many rows the model is asked for; a wrapper that leaves the numbers alone."""
+    counts: list[int] = []
+    clone = model.clone()
+
+    def count(apply_model: Any, args: dict) -> torch.Tensor:
+        counts.append(len(args["input"]))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    clone.set_model_unet_function_wrapper(count)
+    return clone, counts
+
+
+def simple_guidance(bench: Bench, each: Any, cfg: float = CFG, **kwargs: Any) -> torch.Tensor:
+    full = bench.predict(bench.positive, {each: Row.FULL}, **kwargs)
+    uncond = bench.predict(bench.negative, {each: Row.UNCOND}, **kwargs)
+    return uncond + cfg * (full - uncond)

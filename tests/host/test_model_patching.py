@@ -12,25 +12,7 @@ import comfy.model_patcher
 import pytest
 import torch
 from bench import Bench, ThreeWay, assert_differs, assert_same, host_apply, random, run_module, slots, tokens
-from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
-
-
-@pytest.fixture(scope="module")
-def bench(tiny_models: Path) -> Bench:
-    return Bench(tiny_models, MIN_CHECKPOINT, MIN_ADAPTER)
-
-
-@pytest.fixture(scope="module")
-def full(tiny_models: Path) -> Bench:
-    return Bench(
-        tiny_models, TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"], TINY_NAMES["ip-adapter-instruct-sd15.bin"]
-    )
-
-
-@pytest.fixture(autouse=True)
-def _inference() -> Any:
-    with torch.inference_mode():
-        yield
+from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT
 
 
 def shared_copy(value: Any, memo: Any = None) -> Any:
@@ -125,11 +107,11 @@ def test_chain_registers_everything_once(bench: Bench) -> None:
     assert all(slot.applications == tuple(each) and slot.previous is None for slot in attn2(model).values())
 
 
-def test_every_cross_attention_fires(full: Bench) -> None:
+def test_every_cross_attention_fires(full_bench: Bench) -> None:
     """Each of SD1.5's sixteen slots alone changes the picture; the middle block's too."""
     x = random(1, 4, 16, 16)
-    bare = full.cfg(full.model, x=x)
-    patched = full.apply(full.application())
+    bare = full_bench.cfg(full_bench.model, x=x)
+    patched = full_bench.apply(full_bench.application())
     keys = list(attn2(patched))
     assert keys == [("input", i) for i in (1, 2, 4, 5, 7, 8)] + [("output", i) for i in range(3, 12)] + [("middle", 0)]
     for key in keys:
@@ -137,7 +119,7 @@ def test_every_cross_attention_fires(full: Bench) -> None:
         replacements = only.model_options["transformer_options"]["patches_replace"]["attn2"]
         for other in [k for k in keys if k != key]:
             del replacements[other]
-        assert_differs(full.cfg(only, x=x), bare, 1e-5)
+        assert_differs(full_bench.cfg(only, x=x), bare, 1e-5)
 
 
 def test_another_pack_before_ours_is_wrapped(bench: Bench, cloning: str) -> None:
@@ -279,12 +261,16 @@ def test_run_state_is_dropped_with_the_run(bench: Bench) -> None:
     ("size", "mask_shape"),
     [((8, 8), (64, 64)), ((8, 24), (1, 1)), ((9, 7), (3, 500)), ((17, 20), (700, 20)), ((8, 33), (64, 64))],
 )
-def test_masks_of_any_shape_on_any_picture(full: Bench, size: tuple, mask_shape: tuple) -> None:
+def test_masks_of_any_shape_on_any_picture(full_bench: Bench, size: tuple, mask_shape: tuple) -> None:
     x = random(1, 4, *size)
-    white = full.application(mask=torch.ones(1, *mask_shape))
-    black = full.application(mask=torch.zeros(1, *mask_shape))
-    assert_same(full.cfg(full.apply(white), x=x), full.cfg(full.apply(full.application()), x=x), 1e-4)
-    assert torch.equal(full.cfg(full.apply(black), x=x), full.cfg(full.model, x=x))
+    white = full_bench.application(mask=torch.ones(1, *mask_shape))
+    black = full_bench.application(mask=torch.zeros(1, *mask_shape))
+    assert_same(
+        full_bench.cfg(full_bench.apply(white), x=x),
+        full_bench.cfg(full_bench.apply(full_bench.application()), x=x),
+        1e-4,
+    )
+    assert torch.equal(full_bench.cfg(full_bench.apply(black), x=x), full_bench.cfg(full_bench.model, x=x))
 
 
 def test_mask_keeps_the_adapter_to_its_half(bench: Bench) -> None:
@@ -308,9 +294,24 @@ def test_mask_batch_goes_with_the_latents(bench: Bench) -> None:
     assert_same(ours[1:], bench.cfg(bench.model, x=x)[1:], 1e-4)
 
 
-def test_adapter_and_model_of_different_families(bench: Bench, full: Bench) -> None:
+def test_adapter_and_model_of_different_families(bench: Bench, full_bench: Bench) -> None:
     with pytest.raises(ValueError, match="same family"):
-        host_apply.matching_slots(full.model, bench.adapter)
+        host_apply.matching_slots(full_bench.model, bench.adapter)
     not_a_unet = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(2, 2), model_config=object()))
     with pytest.raises(ValueError, match="same family"):
         host_apply.matching_slots(not_a_unet, bench.adapter)
+
+
+def test_keys_and_values_follow_the_queries_device_and_precision(bench: Bench) -> None:
+    """On several cards the same slot is asked from each; here the second device is torch's "meta"."""
+    model = bench.apply(bench.application())
+    calls = []
+    for key, slot in attn2(model).items():
+        attn2(model)[key] = lambda q, k, v, extra, slot=slot: (calls.append((slot, extra)), slot(q, k, v, extra))[1]
+    bench.cfg(model)
+    slot, extra = calls[0]
+    call, (each,) = extra[slots.CALL], slot.applications
+    for device, dtype in (("meta", torch.float16), ("cpu", torch.bfloat16), ("cpu", torch.float32)):
+        q = torch.empty(2, 64, 320, device=device, dtype=dtype)
+        for tensor in call.key_values(each, slot.layer, q, extra["n_heads"]):
+            assert (tensor.device.type, tensor.dtype) == (device, dtype)

@@ -272,3 +272,13 @@ def test_open_clip_serves_for_both_towers(server: ComfyServer, reference_picture
     style, face = picture("style"), picture("face")
     assert distance(style, bare) > CLEARLY
     assert distance(style, face) > 0
+
+
+def test_a_file_replaced_under_its_name_is_loaded_anew(server: ComfyServer, reference_picture: str) -> None:
+    path = server.models / "ipadapter_instruct" / "replaced.safetensors"
+    state, _ = checkpoint.read(path.with_name(MIN_ADAPTER))
+    checkpoint.write(path, state, {})
+    graph = adapted(text_to_image(MIN_CHECKPOINT), reference_picture, path.name)
+    first = one(server, graph)
+    checkpoint.write(path, {key: value * 0.5 for key, value in state.items()}, {})
+    assert distance(one(server, graph), first) > CLEARLY / 4

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from bench import Bench, ThreeWay, assert_differs, assert_same, core_adapter, core_config, random
-from tools.tiny_models import TINY_NAMES
 
 FOLDER = os.environ.get("IPADAPTER_PLUS_DIR", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="IPADAPTER_PLUS_DIR names no copy of the popular pack")
@@ -34,14 +33,7 @@ def pack() -> Any:
 
 
 @pytest.fixture(scope="module")
-def bench(tiny_models: Path) -> Bench:
-    return Bench(
-        tiny_models, TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"], TINY_NAMES["ip-adapter-instruct-sd15.bin"]
-    )
-
-
-@pytest.fixture(scope="module")
-def weights(bench: Bench) -> dict:
+def weights(full_bench: Bench) -> dict:
     """An IPAdapter-Plus file of random weights, as that pack's loader returns one."""
     config = core_config.AdapterConfig(
         instruction_width=None, prompt_width=None, layers=tuple((2 * i + 1, 320) for i in range(16))
@@ -56,12 +48,6 @@ def weights(bench: Bench) -> dict:
     return groups
 
 
-@pytest.fixture(autouse=True)
-def _inference() -> Any:
-    with torch.inference_mode():
-        yield
-
-
 def theirs(pack: Any, model: Any, weights: dict, weight: float = 1.0) -> Any:
     node = pack.NODE_CLASS_MAPPINGS["IPAdapterEmbeds"]()
     embeds, none = random(1, 257, 1280, seed=7), random(1, 257, 1280, seed=8)
@@ -69,22 +55,22 @@ def theirs(pack: Any, model: Any, weights: dict, weight: float = 1.0) -> Any:
 
 
 @pytest.mark.parametrize("scales", [None, ThreeWay(2.0, 1.5)])
-def test_either_order(pack: Any, bench: Bench, weights: dict, scales: Any) -> None:
-    each = bench.application(three_way=scales)
+def test_either_order(pack: Any, full_bench: Bench, weights: dict, scales: Any) -> None:
+    each = full_bench.application(three_way=scales)
     x = random(1, 4, 8, 8)
-    ours_only = bench.apply(each)
-    theirs_only = theirs(pack, bench.model, weights)
-    theirs_first = bench.apply(each, model=theirs_only)
+    ours_only = full_bench.apply(each)
+    theirs_only = theirs(pack, full_bench.model, weights)
+    theirs_first = full_bench.apply(each, model=theirs_only)
     ours_first = theirs(pack, ours_only, weights)
-    assert_same(bench.cfg(ours_first, x=x), bench.cfg(theirs_first, x=x), 1e-4)
-    for alone in (ours_only, theirs_only, bench.model):
-        assert_differs(bench.cfg(ours_first, x=x), bench.cfg(alone, x=x), 1e-4)
+    assert_same(full_bench.cfg(ours_first, x=x), full_bench.cfg(theirs_first, x=x), 1e-4)
+    for alone in (ours_only, theirs_only, full_bench.model):
+        assert_differs(full_bench.cfg(ours_first, x=x), full_bench.cfg(alone, x=x), 1e-4)
 
 
-def test_rerun_of_theirs_after_ours(pack: Any, bench: Bench, weights: dict) -> None:
+def test_rerun_of_theirs_after_ours(pack: Any, full_bench: Bench, weights: dict) -> None:
     x = random(1, 4, 8, 8)
-    ours = bench.apply(bench.application())
-    alone = bench.cfg(ours, x=x)
-    once = bench.cfg(theirs(pack, ours, weights), x=x)
-    assert torch.equal(bench.cfg(theirs(pack, ours, weights), x=x), once)
-    assert torch.equal(bench.cfg(ours, x=x), alone)
+    ours = full_bench.apply(full_bench.application())
+    alone = full_bench.cfg(ours, x=x)
+    once = full_bench.cfg(theirs(pack, ours, weights), x=x)
+    assert torch.equal(full_bench.cfg(theirs(pack, ours, weights), x=x), once)
+    assert torch.equal(full_bench.cfg(ours, x=x), alone)

@@ -94,12 +94,6 @@ def bench() -> SdxlBench:
         return SdxlBench()
 
 
-@pytest.fixture(autouse=True)
-def _inference() -> Any:
-    with torch.inference_mode():
-        yield
-
-
 def test_slots_are_those_of_the_released_file(bench: SdxlBench) -> None:
     found = slots.cross_attentions(bench.model.model.diffusion_model)
     assert [slot.key({}) for slot in found] == KEYS

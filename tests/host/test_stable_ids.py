@@ -1,0 +1,54 @@
+"""Names that saved workflows hold: once shipped, none of them changes. Add to this table, never edit it."""
+
+from __future__ import annotations
+
+import sys
+
+import inside
+
+SHIPPED = {
+    "IPAdapterInstructModelLoader": (["adapter_name"], ["IPADAPTER_INSTRUCT"]),
+    "IPAdapterInstructOpenCLIPLoader": (["model_name"], ["IPADAPTER_INSTRUCT_OPEN_CLIP"]),
+    "IPAdapterInstructEncode": (
+        ["adapter", "clip", "task", "instruction", "subject", "prompt", "negative_prompt"],
+        ["IPADAPTER_INSTRUCTION"],
+    ),
+    "IPAdapterInstructApply": (
+        [
+            "model",
+            "adapter",
+            "instruction",
+            "clip_vision",
+            "image",
+            "weight",
+            "start_percent",
+            "end_percent",
+            "guidance",
+            "instruct_scale",
+            "image_scale",
+            "combine_images",
+            "mask",
+        ],
+        ["MODEL"],
+    ),
+    "IPAdapterInstructGuider": (
+        ["model", "positive", "negative", "cfg", "instruct_scale", "image_scale"],
+        ["GUIDER"],
+    ),
+}
+CHOICES = {
+    "task": ["everything", "style", "composition", "object", "face", "colour", "pose", "foreground", "background"],
+    "guidance": ["auto", "simple", "three-way"],
+    "combine_images": ["concatenate", "average", "one for each batch item"],
+}
+
+
+def test_ids_inputs_and_outputs_are_those_shipped() -> None:
+    schemas = {node.define_schema().node_id: node.define_schema() for node in sys.modules[f"{inside.PACK}.nodes"].NODES}
+    found = {
+        node_id: ([i.id for i in schema.inputs], [o.get_io_type() for o in schema.outputs])
+        for node_id, schema in schemas.items()
+    }
+    assert found == SHIPPED
+    inputs = [i for schema in schemas.values() for i in schema.inputs]
+    assert {i.id: i.options for i in inputs if i.id in CHOICES} == CHOICES
