@@ -89,7 +89,7 @@ def load_adapter(path: str, name: str) -> HostedAdapter:
 
 
 def load_hosted_open_clip(path: str, name: str) -> HostedOpenClip:
-    model = load_open_clip(path)
+    model = load_open_clip(path).to(_working_precision(management.get_torch_device()))
     return HostedOpenClip(name, model, _patcher(model))
 
 
