@@ -12,7 +12,7 @@ demo: setup
 	@MODELS="$(MODELS)" $(VENV_PYTHON) -m tools.demo
 
 test: setup
-	@$(VENV_PYTHON) -m pytest
+	@$(or $(COMFYUI_PYTHON),$(VENV_PYTHON)) tools/run_tests.py
 
 bench: setup
 	@$(VENV_PYTHON) -m benchmarks
