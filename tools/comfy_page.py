@@ -29,6 +29,8 @@ BROWSER_OPTIONS = [
 ]
 # A fresh browser gets ComfyUI's default graph last of all; what is done before that would be overwritten.
 PAGE_READY = "() => window.app?.graph?.nodes.length && document.querySelector('[data-testid=queue-button]')"
+# The button is marked in newer pages, a box around it in older ones.
+RUN_BUTTON = "button[data-testid=queue-button], [data-testid=queue-button] button"
 # Frames all nodes and groups of the graph in the view; returns nothing.
 FIT_VIEW = """(margin) => {
     const boxes = [...app.graph.nodes.map(n => n.boundingRect), ...app.graph.groups.map(g => g._bounding)];
@@ -84,7 +86,7 @@ class ComfyPage:
     def run(self, timeout: float = 120) -> list[np.ndarray]:
         """Press Run, wait until the page shows every picture, and return them: float [H, W, C] in 0–1."""
         with self.page.expect_response(_is_queued) as answer:
-            self.page.get_by_test_id("queue-button").locator("button").first.click()
+            self.page.locator(RUN_BUTTON).first.click()
         reply = answer.value
         assert reply.ok, f"The page's graph was refused: {reply.text()}"
         entry = self.server.wait(reply.json()["prompt_id"], timeout)
