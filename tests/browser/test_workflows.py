@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def open_small(page: ComfyPage, file: Path) -> None:
             page.set_widget(node["id"], name, value)
 
 
+@pytest.mark.skipif("COMFYUI_DIR" in os.environ, reason="the files are written from the host that make setup installs")
 def test_the_files_are_what_the_builder_writes(server: ComfyServer) -> None:
     built = build(server.object_info())
     assert {file.stem for file in FILES} == set(built) == set(GRAPHS)
@@ -78,7 +80,8 @@ def test_every_node_fits_the_running_host(server: ComfyServer, file: Path) -> No
         schema = schemas[node["type"]]
         declared = {**schema["input"].get("required", {}), **schema["input"].get("optional", {})}
         assert {entry["name"] for entry in node["inputs"]} == set(declared)
-        assert [output["name"] for output in node["outputs"]] == schema["output_name"]
+        # Newer hosts may have added an output behind those that the file knows.
+        assert [output["name"] for output in node["outputs"]] == schema["output_name"][: len(node["outputs"])]
         for name, value in widget_values(node, declared).items():
             kind, *options = declared[name]
             choices = kind if isinstance(kind, list) else (options[0] if options else {}).get("options")
@@ -119,7 +122,7 @@ def test_the_page_opens_it_without_complaint_or_loss(page: ComfyPage, file: Path
     assert sorted(saved["links"]) == sorted(shipped["links"])
     by_id = {node["id"]: node for node in saved["nodes"]}
     for node in shipped["nodes"]:
-        assert by_id[node["id"]]["widgets_values"] == node["widgets_values"], node["type"]
+        assert by_id[node["id"]].get("widgets_values", []) == node["widgets_values"], node["type"]
     assert [group["title"] for group in saved["groups"]] == [group["title"] for group in shipped["groups"]]
 
 
