@@ -127,16 +127,24 @@ class SamplingRun:
 
     def call(self, options: dict[str, Any], batch: int, active: frozenset[Application]) -> "ModelCall":
         """The prepared model call for these rows: the same object whenever the same rows come again."""
-        window = options.get("context_window")
-        indices = tuple(range(self.items))
-        if getattr(window, "dim", None) == 0:
-            # Asked of the window itself: newer hosts put an anchor from outside before what it lists.
-            indices = tuple(window.get_tensor(torch.arange(self.items)).tolist())
         cells = tuple(self.cells.get(u, Cell(Row.UNCOND)) for u in options.get("uuids", ()))
+        indices = self._items_of(options, batch // max(len(cells), 1))
         key = (cells, indices, batch, active)
         if key not in self.calls:
             self.calls[key] = ModelCall(self, cells, indices, batch, active)
         return self.calls[key].at(options.get("sigmas"))
+
+    def _items_of(self, options: dict[str, Any], length: int) -> tuple[int, ...]:
+        """Which latents of the batch a call holds for each row, where it holds ``length`` of them."""
+        window = options.get("context_window")
+        if getattr(window, "dim", None) == 0:
+            # Asked of the window itself: newer hosts put an anchor from outside before what it lists.
+            return tuple(window.get_tensor(torch.arange(self.items)).tolist())
+        if length % self.items == 0:
+            return tuple(range(self.items))
+        # Part of the batch, as AnimateDiff's windows are; they say which, in options of their own.
+        part = (options.get("ad_params") or {}).get("sub_idxs") or range(length)
+        return tuple(part) if len(part) == length else tuple(range(length))
 
 
 class ModelCall:

@@ -207,3 +207,27 @@ def test_keys_and_values_once_a_run(bench: Bench, monkeypatch: pytest.MonkeyPatc
     assert len(calls) == 1
     assert_same(first, bench.denoised(bench.cfg_guider(model), calls=1))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_parts_of_the_batch(bench: Bench, told: bool) -> None:
+    """A wrapper that runs the latents in two halves. With one picture it needs no telling which; with one for each
+    latent, AnimateDiff's windows tell it."""
+    each = bench.application(tokens=tokens(5, count=4 if told else 1), three_way=SCALES)
+    plain = bench.apply(each)
+    model = plain.clone()
+
+    def in_halves(apply_model: Any, args: dict) -> torch.Tensor:
+        rows = len(args["cond_or_uncond"])
+        x, timestep, c = args["input"], args["timestep"], args["c"]
+        out = torch.empty_like(x)
+        for half in ([0, 1], [2, 3]):
+            places = [row * 4 + i for row in range(rows) for i in half]
+            options = c["transformer_options"] | ({"ad_params": {"sub_idxs": half}} if told else {})
+            part = {**c, "c_crossattn": c["c_crossattn"][places], "transformer_options": options}
+            out[places] = apply_model(x[places], timestep[places], **part)
+        return out
+
+    model.set_model_unet_function_wrapper(in_halves)
+    x = random(4, 4, 8, 8)
+    assert_same(bench.cfg(model, x=x), bench.cfg(plain, x=x), 1e-4)
