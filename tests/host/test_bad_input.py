@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pictures
 import pytest
 import torch
+from pictures import CLEARLY, distance, one
 from PIL import Image
 from tools.comfy_server import ComfyError, ComfyServer
 from tools.graphs import Graph, node, rewired, text_to_image
@@ -29,49 +31,12 @@ from tools.tiny_models import (
 from tools.tiny_shapes import Shapes, clip_vision_shapes
 
 FULL_CHECKPOINT = TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"]
-VIT_H = TINY_NAMES["CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"]
-CLEARLY = 2 / 255
 FAILS = pytest.mark.usefixtures("the_host_goes_on")
 
 
-def adapted(picture: str, adapter: str = MIN_ADAPTER, apply: dict[str, Any] = {}, **encode: Any) -> Graph:
-    """A graph with our three nodes between the checkpoint and the KSampler."""
-    wording = {"task": "style", "instruction": "", "subject": "", "prompt": "a cat", "negative_prompt": "blurry"}
-    settings = {"weight": 1.0, "start_percent": 0.0, "end_percent": 1.0, "guidance": "simple"}
-    settings |= {"instruct_scale": 2.0, "image_scale": 1.0, "combine_images": "concatenate"}
-    graph = text_to_image(MIN_CHECKPOINT)
-    return {
-        **graph,
-        "adapter": node("IPAdapterInstructModelLoader", adapter_name=adapter),
-        "instruction": node(
-            "IPAdapterInstructEncode", **{"adapter": ["adapter", 0], "clip": ["checkpoint", 1], **wording, **encode}
-        ),
-        "vision": node("CLIPVisionLoader", clip_name=VIT_H),
-        "image": node("LoadImage", image=picture),
-        "apply": node(
-            "IPAdapterInstructApply",
-            **{
-                "model": ["checkpoint", 0],
-                "adapter": ["adapter", 0],
-                "instruction": ["instruction", 0],
-                "clip_vision": ["vision", 0],
-                "image": ["image", 0],
-                **settings,
-                **apply,
-            },
-        ),
-        "sampler": rewired(graph["sampler"], model=["apply", 0]),
-    }
-
-
-def picture_of(server: ComfyServer, graph: Graph) -> np.ndarray:
-    (image,) = server.run(graph)
-    assert np.isfinite(image).all() and image.std() > 0.03
-    return image
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).mean())
+def adapted(picture: str, adapter: str = MIN_ADAPTER, **settings: Any) -> Graph:
+    """The smallest graph with our nodes, in simple guidance."""
+    return pictures.adapted(text_to_image(MIN_CHECKPOINT), picture, adapter, **{"guidance": "simple", **settings})
 
 
 def failure(server: ComfyServer, graph: Graph, node_id: str) -> str:
@@ -93,19 +58,19 @@ def failure(server: ComfyServer, graph: Graph, node_id: str) -> str:
 @pytest.fixture(scope="module")
 def plain(server: ComfyServer) -> np.ndarray:
     """The picture without our nodes. Made once, for after a graph without CLIP vision the host forgets the tower."""
-    return picture_of(server, text_to_image(MIN_CHECKPOINT))
+    return one(server, text_to_image(MIN_CHECKPOINT))
 
 
 @pytest.fixture(scope="module")
 def healthy(server: ComfyServer, reference_picture: str, plain: np.ndarray) -> np.ndarray:
-    return picture_of(server, adapted(reference_picture))
+    return one(server, adapted(reference_picture))
 
 
 @pytest.fixture
 def the_host_goes_on(server: ComfyServer, reference_picture: str, healthy: np.ndarray) -> Iterator[None]:
     """After an error, the very picture that was made before any."""
     yield
-    np.testing.assert_array_equal(picture_of(server, adapted(reference_picture)), healthy)
+    np.testing.assert_array_equal(one(server, adapted(reference_picture)), healthy)
 
 
 @pytest.fixture
@@ -173,7 +138,7 @@ def test_a_file_that_is_repaired_on_disk_loads(server: ComfyServer, reference_pi
     (server.models / "ipadapter_instruct" / name).write_bytes(
         (server.models / "ipadapter_instruct" / MIN_ADAPTER).read_bytes()
     )
-    picture_of(server, graph)
+    one(server, graph)
 
 
 def refused(server: ComfyServer, graph: Graph, node_id: str) -> str:
@@ -296,9 +261,7 @@ def test_a_clip_without_clip_l(server: ComfyServer, reference_picture: str, mode
 @FAILS
 def test_start_that_is_not_before_end(server: ComfyServer, reference_picture: str) -> None:
     for start, end in ((0.5, 0.5), (0.9, 0.2)):
-        message = failure(
-            server, adapted(reference_picture, apply={"start_percent": start, "end_percent": end}), "apply"
-        )
+        message = failure(server, adapted(reference_picture, start_percent=start, end_percent=end), "apply")
         assert (
             f"start_percent ({start:g}) is not before end_percent ({end:g})" in message and "lower the start" in message
         )
@@ -311,10 +274,10 @@ def test_start_that_is_not_before_end(server: ComfyServer, reference_picture: st
 def test_an_empty_instruction_is_the_tasks_own(
     server: ComfyServer, reference_picture: str, healthy: np.ndarray, nothing: str
 ) -> None:
-    own = picture_of(server, adapted(reference_picture, instruction="use the style"))
+    own = one(server, adapted(reference_picture, instruction="use the style"))
     np.testing.assert_array_equal(own, healthy)
-    np.testing.assert_array_equal(picture_of(server, adapted(reference_picture, instruction=nothing)), own)
-    other = picture_of(server, adapted(reference_picture, instruction="use the pose"))
+    np.testing.assert_array_equal(one(server, adapted(reference_picture, instruction=nothing)), own)
+    other = one(server, adapted(reference_picture, instruction="use the pose"))
     assert distance(own, other) > 0
 
 
@@ -322,11 +285,11 @@ def test_a_long_instruction_is_cut_with_a_warning(server: ComfyServer, reference
     """75 one-token words fit beside the start and the end token."""
     words = ["style"] * 75 + ["umbrella", "teapot"]
     before = len(server.log_text())
-    long = picture_of(server, adapted(reference_picture, instruction=" ".join(words)))
+    long = one(server, adapted(reference_picture, instruction=" ".join(words)))
     log = server.log_text()[before:]
     assert "longer than CLIP's 77 tokens" in log and "'umbrella teapot'" in log
     before = len(server.log_text())
-    fitting = picture_of(server, adapted(reference_picture, instruction=" ".join(words[:75])))
+    fitting = one(server, adapted(reference_picture, instruction=" ".join(words[:75])))
     assert "77 tokens" not in server.log_text()[before:]
     np.testing.assert_array_equal(long, fitting)
 
@@ -335,7 +298,7 @@ def test_a_long_instruction_is_cut_with_a_warning(server: ComfyServer, reference
 
 
 def with_mask(picture: str, width: int, height: int, value: float, masks: int = 1, batch: int = 1) -> Graph:
-    graph = adapted(picture, apply={"mask": ["mask", 0]})
+    graph = adapted(picture, mask=["mask", 0])
     level = round(value * 255)
     colour = level << 16 | level << 8 | level
     graph["latent"] = rewired(graph["latent"], batch_size=batch)
@@ -348,9 +311,9 @@ def with_mask(picture: str, width: int, height: int, value: float, masks: int = 
 def test_masks_of_any_size(
     server: ComfyServer, reference_picture: str, healthy: np.ndarray, plain: np.ndarray, width: int, height: int
 ) -> None:
-    white = picture_of(server, with_mask(reference_picture, width, height, 1.0))
+    white = one(server, with_mask(reference_picture, width, height, 1.0))
     np.testing.assert_allclose(white, healthy, atol=1.5 / 255)
-    black = picture_of(server, with_mask(reference_picture, width, height, 0.0))
+    black = one(server, with_mask(reference_picture, width, height, 0.0))
     np.testing.assert_allclose(black, plain, atol=1.5 / 255)
     assert distance(white, black) > CLEARLY
 
@@ -384,12 +347,12 @@ def save_picture(server: ComfyServer, folder: Path, name: str, mode: str, size: 
 def test_pictures_of_any_kind(
     server: ComfyServer, plain: np.ndarray, tmp_path: Path, name: str, mode: str, size: tuple[int, int]
 ) -> None:
-    image = picture_of(server, adapted(save_picture(server, tmp_path, name, mode, size)))
+    image = one(server, adapted(save_picture(server, tmp_path, name, mode, size)))
     assert distance(image, plain) > CLEARLY
 
 
 def test_a_picture_with_an_alpha_channel(server: ComfyServer, reference_picture: str, healthy: np.ndarray) -> None:
-    graph = adapted(reference_picture, apply={"image": ["rgba", 0]})
+    graph = adapted(reference_picture, image=["rgba", 0])
     graph["clear"] = node("SolidMask", value=1.0, width=32, height=32)
-    graph["rgba"] = node("JoinImageWithAlpha", image=["image", 0], alpha=["clear", 0])
-    np.testing.assert_array_equal(picture_of(server, graph), healthy)
+    graph["rgba"] = node("JoinImageWithAlpha", image=["reference", 0], alpha=["clear", 0])
+    np.testing.assert_array_equal(one(server, graph), healthy)

@@ -13,60 +13,14 @@ from ipadapter_instruct_core import checkpoint
 from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.config import AdapterConfig, InstructionEncoder
 from ipadapter_instruct_core.encoders import OpenClip
+from pictures import CLEARLY, adapted, distance, one
 from safetensors.torch import save_file
 from tools.comfy_server import ComfyServer
-from tools.graphs import Graph, node, rewired, text_to_image, with_controlnet, with_lora
+from tools.graphs import node, rewired, text_to_image, with_controlnet, with_lora
 from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, MIN_PAPER_ADAPTER, TINY_NAMES
 
 FULL_CHECKPOINT = TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"]
 FULL_ADAPTER = TINY_NAMES["ip-adapter-instruct-sd15.bin"]
-VISION = TINY_NAMES["CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"]
-CLEARLY = 2 / 255  # mean difference of pixels that no rounding explains
-
-
-def adapted(graph: Graph, picture: str, adapter: str = MIN_ADAPTER, **settings: Any) -> Graph:
-    """The graph with our three nodes before its sampler; settings go to Encode Instruction or to Apply."""
-    encode = {"task": "style", "instruction": "", "subject": "", "prompt": "a cat", "negative_prompt": "blurry"}
-    apply = {
-        "weight": 1.0,
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-        "guidance": "auto",
-        "instruct_scale": 2.0,
-        "image_scale": 1.0,
-        "combine_images": "concatenate",
-    }
-    encode |= {key: value for key, value in settings.items() if key in encode}
-    apply |= {key: value for key, value in settings.items() if key not in encode}
-    model, clip = graph["sampler"]["inputs"]["model"], graph["positive"]["inputs"]["clip"]
-    return {
-        **graph,
-        "adapter": node("IPAdapterInstructModelLoader", adapter_name=adapter),
-        "instruction": node("IPAdapterInstructEncode", adapter=["adapter", 0], clip=clip, **encode),
-        "vision": node("CLIPVisionLoader", clip_name=VISION),
-        "reference": node("LoadImage", image=picture),
-        "apply": node(
-            "IPAdapterInstructApply",
-            model=model,
-            adapter=["adapter", 0],
-            instruction=["instruction", 0],
-            clip_vision=["vision", 0],
-            image=["reference", 0],
-            **apply,
-        ),
-        "sampler": rewired(graph["sampler"], model=["apply", 0]),
-    }
-
-
-def one(server: ComfyServer, graph: Graph) -> np.ndarray:
-    (image,) = server.run(graph)
-    assert np.isfinite(image).all()
-    assert image.std() > 0.02
-    return image
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).mean())
 
 
 @pytest.fixture(scope="module")

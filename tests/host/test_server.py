@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pictures import CLEARLY, distance, one
 from tools.comfy_server import ComfyError, ComfyServer
 from tools.graphs import node, rewired, text_to_image, with_controlnet, with_lora
 from tools.tiny_models import MIN_CHECKPOINT, TINY_NAMES
 
 FULL_CHECKPOINT = TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"]
 BOTH = pytest.mark.parametrize("checkpoint", [MIN_CHECKPOINT, FULL_CHECKPOINT])
-CLEARLY = 2 / 255  # mean difference of pixels that no rounding explains
-
-
-def picture(server: ComfyServer, graph: dict) -> np.ndarray:
-    (image,) = server.run(graph)
-    return image
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).mean())
 
 
 @BOTH
 def test_picture_is_finite_varied_and_in_range(server: ComfyServer, checkpoint: str) -> None:
-    image = picture(server, text_to_image(checkpoint))
+    image = one(server, text_to_image(checkpoint))
     assert image.shape == (64, 64, 3)
     assert np.isfinite(image).all()
     assert 0.05 < image.std() < 0.3
@@ -32,32 +23,32 @@ def test_picture_is_finite_varied_and_in_range(server: ComfyServer, checkpoint: 
 
 
 @BOTH
-def test_seed_prompt_and_steps_change_the_picture(server: ComfyServer, checkpoint: str) -> None:
-    plain = picture(server, text_to_image(checkpoint))
-    assert distance(plain, picture(server, text_to_image(checkpoint, seed=2))) > CLEARLY
-    assert distance(plain, picture(server, text_to_image(checkpoint, prompt="a red house"))) > CLEARLY
-    assert distance(plain, picture(server, text_to_image(checkpoint, negative="sharp"))) > CLEARLY
-    assert distance(plain, picture(server, text_to_image(checkpoint, steps=4))) > CLEARLY
+def test_seed_prompt_and_steps_change_the_one(server: ComfyServer, checkpoint: str) -> None:
+    plain = one(server, text_to_image(checkpoint))
+    assert distance(plain, one(server, text_to_image(checkpoint, seed=2))) > CLEARLY
+    assert distance(plain, one(server, text_to_image(checkpoint, prompt="a red house"))) > CLEARLY
+    assert distance(plain, one(server, text_to_image(checkpoint, negative="sharp"))) > CLEARLY
+    assert distance(plain, one(server, text_to_image(checkpoint, steps=4))) > CLEARLY
 
 
 def test_the_same_graph_gives_the_same_pixels(server: ComfyServer) -> None:
-    first = picture(server, text_to_image(MIN_CHECKPOINT, seed=11))
-    picture(server, text_to_image(MIN_CHECKPOINT, seed=12))  # so that the server cannot answer from its cache
-    np.testing.assert_array_equal(first, picture(server, text_to_image(MIN_CHECKPOINT, seed=11)))
+    first = one(server, text_to_image(MIN_CHECKPOINT, seed=11))
+    one(server, text_to_image(MIN_CHECKPOINT, seed=12))  # so that the server cannot answer from its cache
+    np.testing.assert_array_equal(first, one(server, text_to_image(MIN_CHECKPOINT, seed=11)))
 
 
 @pytest.mark.parametrize("kind", ["scribble", "openpose"])
-def test_controlnet_changes_the_picture(server: ComfyServer, reference_picture: str, kind: str) -> None:
+def test_controlnet_changes_the_one(server: ComfyServer, reference_picture: str, kind: str) -> None:
     graph = text_to_image(FULL_CHECKPOINT)
     controlnet = TINY_NAMES[f"control_v11p_sd15_{kind}_fp16.safetensors"]
-    image = picture(server, with_controlnet(graph, controlnet, reference_picture))
+    image = one(server, with_controlnet(graph, controlnet, reference_picture))
     assert np.isfinite(image).all()
-    assert distance(image, picture(server, graph)) > CLEARLY
+    assert distance(image, one(server, graph)) > CLEARLY
 
 
-def test_lora_changes_the_picture(server: ComfyServer) -> None:
+def test_lora_changes_the_one(server: ComfyServer) -> None:
     graph = text_to_image(FULL_CHECKPOINT)
-    plain, styled = picture(server, graph), picture(server, with_lora(graph, "pixel_art_style_sd15.safetensors"))
+    plain, styled = one(server, graph), one(server, with_lora(graph, "pixel_art_style_sd15.safetensors"))
     assert distance(plain, styled) > CLEARLY
     assert "lora key not loaded" not in server.log_text()
 
@@ -76,7 +67,7 @@ def test_clip_vision_file_is_read_as_vit_h(server: ComfyServer, reference_pictur
         noise_augmentation=0.0,
     )
     graph["sampler"] = rewired(graph["sampler"], positive=["unclip", 0])
-    assert np.isfinite(picture(server, graph)).all()
+    assert np.isfinite(one(server, graph)).all()
 
 
 def test_a_failing_node_is_reported_with_its_own_words(server: ComfyServer) -> None:
@@ -88,4 +79,4 @@ def test_a_failing_node_is_reported_with_its_own_words(server: ComfyServer) -> N
     with pytest.raises(ComfyError, match="CheckpointLoaderSimple"):
         server.run({**graph, "checkpoint": node("CheckpointLoaderSimple", ckpt_name=broken.name)})
     broken.unlink()
-    assert np.isfinite(picture(server, graph)).all()
+    assert np.isfinite(one(server, graph)).all()
