@@ -22,6 +22,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 LONGEST_ASPECT = 4
 
 
+def as_rgb(image: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, 3, H, W]: one channel is repeated, a fourth (alpha) is left out."""
+    return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image[:, :3]
+
+
 def crop_extremes(image: Tensor) -> Tensor:
     """Cut a very wide or tall [B, C, H, W] picture to its middle; others are returned as they are."""
     height, width = image.shape[-2:]
@@ -36,13 +41,12 @@ def preprocess(
     """Resize the short side, crop the middle, round to 8 bits and normalise, as CLIP was trained.
 
     Args:
-        image: [B, C, H, W] in 0-1; one channel is repeated, a fourth (alpha) is left out.
+        image: [B, C, H, W] in 0-1; see `as_rgb` for channels other than three.
 
     Returns:
         [B, 3, size, size].
     """
-    image = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image[:, :3]
-    image = crop_extremes(image)
+    image = crop_extremes(as_rgb(image))
     height, width = image.shape[-2:]
     scale = size / min(height, width)
     resized = (round(scale * height), round(scale * width))

@@ -166,8 +166,7 @@ def _project_rows(
     with torch.inference_mode():
         rows = {row: tokens(nothing if row is Row.UNCOND else pictures, row) for row in Row}
     if combine == CONCATENATE:
-        count = len(pictures)
-        rows = {row: t.flatten(0, 1).unsqueeze(0) if len(t) == count else t for row, t in rows.items()}
+        rows = {row: t.flatten(0, 1).unsqueeze(0) for row, t in rows.items()}
         # Rows of a batch need one length; attention to repeated tokens is attention to them once.
         rows[Row.UNCOND] = rows[Row.UNCOND].repeat(1, rows[Row.FULL].shape[1] // rows[Row.UNCOND].shape[1], 1)
     return rows

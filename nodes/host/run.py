@@ -68,16 +68,17 @@ class SamplingRun:
             row = Row.FULL if name in POSITIVE_LISTS else Row.UNCOND
             for cond in conds or []:
                 self._name(cond, row)
-        self.two_lists = set(self.guider.conds) == {"positive", "negative"}
-        if self.chain.may_be_three_way and not self.two_lists:
+        if not self.chain.may_be_three_way:
+            return
+        if set(self.guider.conds) == {"positive", "negative"}:
+            for row in (Row.EVERYTHING, Row.IMAGE):
+                self.derived[row] = [self._derive(cond, row) for cond in self.guider.conds["negative"]]
+        else:
             log.info(
                 "Three-way guidance needs a sampler with one positive and one negative prompt; "
                 "this one has %s, so simple guidance is used.",
                 ", ".join(self.guider.conds),
             )
-        if self.chain.may_be_three_way and self.two_lists:
-            for row in (Row.EVERYTHING, Row.IMAGE):
-                self.derived[row] = [self._derive(cond, row) for cond in self.guider.conds["negative"]]
 
     def _name(self, cond: dict, row: Row) -> dict:
         cond["uuid"] = uuid.uuid4()
@@ -202,15 +203,15 @@ class ModelCall:
         if found is None:
             rows = self.run.key_values[application]
             pairs = [rows[cell.row][layer] for cell in self.cells]
-            found = tuple(self._arrange([pair[i] for pair in pairs], q, heads) for i in (0, 1))
+            dealt = (self._deal([pair[i] for pair in pairs], q) for i in (0, 1))
+            found = tuple(split_heads(each, heads).contiguous() for each in dealt)
             self._key_values[key] = found
         return found
 
-    def _arrange(self, rows: list[Tensor], q: Tensor, heads: int) -> Tensor:
-        """One [N, T, width] a row -> [B, H, T, d], the N pictures dealt out to the latents in turn."""
+    def _deal(self, rows: list[Tensor], q: Tensor) -> Tensor:
+        """One [N, X, Y] a row -> [B, X, Y] of the batch, where and as ``q`` is: N dealt out to the latents in turn."""
         stacked = torch.cat([row[[i % len(row) for i in self.indices]] for row in rows])
-        stacked = stacked.repeat(self.repeats, 1, 1).to(q.device, q.dtype)
-        return split_heads(stacked, heads).contiguous()
+        return stacked.repeat(self.repeats, 1, 1).to(q.device, q.dtype)
 
     def _warn_of_tiles(self) -> None:
         if self.repeats > 1 and not self.run.warned_of_tiles:
@@ -226,8 +227,7 @@ class ModelCall:
         key = (application, size, q.device, q.dtype)
         if key not in self._masks:
             rows = [_mask_of(application.mask, cell.area, self.run.latent_size, size) for cell in self.cells]
-            stacked = torch.cat([row[[i % len(row) for i in self.indices]] for row in rows])
-            self._masks[key] = stacked.flatten(1).unsqueeze(-1).repeat(self.repeats, 1, 1).to(q.device, q.dtype)
+            self._masks[key] = self._deal([row.flatten(1).unsqueeze(-1) for row in rows], q)
         return self._masks[key]
 
 

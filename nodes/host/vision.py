@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...ipadapter_instruct_core.config import AdapterConfig
-from ...ipadapter_instruct_core.encoders import crop_extremes
+from ...ipadapter_instruct_core.encoders import as_rgb, crop_extremes
 from .memory import HostedOpenClip, intermediate, module_dtype, remembered
 
 
@@ -35,8 +35,7 @@ def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tupl
         encode, encode_zero = _encode_by_host, _encode_zero_by_host
     nothing = remembered(clip_vision, b"", lambda: intermediate(encode_zero(clip_vision)))
     _check_width(nothing.shape[-1], config, "this CLIP vision model")
-    pixels = image.movedim(-1, 1).float()
-    pixels = crop_extremes(pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]).contiguous()
+    pixels = crop_extremes(as_rgb(image.movedim(-1, 1).float())).contiguous()
     digest = blake2b(str(tuple(pixels.shape)).encode() + pixels.cpu().numpy().tobytes()).digest()
     return remembered(clip_vision, digest, lambda: intermediate(encode(clip_vision, pixels))), nothing
 
