@@ -29,7 +29,7 @@ def _load_package(name: str) -> None:
 
 
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-for package in ("tools", "ipadapter_instruct_core"):
+for package in ("tools", "ipadapter_instruct_core", "training"):
     _load_package(package)
 
 from tools.comfy_server import ComfyServer  # noqa: E402

@@ -1,0 +1,71 @@
+"""One training example, as it is kept in a shard."""
+
+import io
+import json
+from dataclasses import asdict, dataclass
+
+from ipadapter_instruct_core.tasks import Task
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A condition picture, the picture to make from it, and the words that go with it (paper, Sec. 3.4).
+
+    Attributes:
+        condition: an encoded picture (JPEG, PNG or WebP).
+        target: an encoded picture, or None where it is the condition itself (replication).
+        prompt: what the target shows.
+        subject: the object's name, "" where the task needs none.
+        source_id: where it came from, unique in its dataset.
+        group: samples of one group (an identity, a source picture) are never split between train and validation.
+        condition_prompt: what the condition shows, "" where it is not known; CLIP-T and CLIP-S read it.
+    """
+
+    condition: bytes
+    target: bytes | None
+    prompt: str
+    task: Task
+    source_id: str
+    group: str
+    subject: str = ""
+    condition_prompt: str = ""
+
+    def members(self) -> dict[str, bytes]:
+        """The files of this sample in a shard, by their ending."""
+        words = {key: value for key, value in asdict(self).items() if key not in ("condition", "target")}
+        words["task"] = self.task.value
+        files = {"condition": self.condition, "json": json.dumps(words, ensure_ascii=False).encode()}
+        return files if self.target is None else {**files, "target": self.target}
+
+    @classmethod
+    def from_members(cls, files: dict[str, bytes]) -> "Sample":
+        """Raises KeyError, TypeError or ValueError where the files are not a sample's."""
+        words = json.loads(files["json"])
+        words["task"] = Task(words["task"])
+        return cls(condition=files["condition"], target=files.get("target"), **words)
+
+
+def decode_picture(content: bytes) -> Image.Image:
+    """A whole RGB picture, upright as its EXIF says, transparency laid on white.
+
+    Raises:
+        ValueError: the bytes are no picture, or are cut short.
+    """
+    from PIL import ImageOps
+
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, on damaged files
+        raise ValueError(f"the picture cannot be read ({error})") from error
+
+
+def encode_picture(image: Image.Image, quality: int = 95) -> bytes:
+    """A JPEG of an RGB picture."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()

@@ -1,0 +1,150 @@
+"""Shards: tar files as webdataset writes them, read at any place so that a data order can be resumed exactly."""
+
+import hashlib
+import json
+import mmap
+import os
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+END_OF_TAR = 1024  # bytes of zeros, by which a whole file is told
+
+
+@dataclass
+class Tally:
+    """What was skipped and why; too large a share of it ends the run."""
+
+    largest_share: float
+    seen: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def good(self, count: int = 1) -> None:
+        self.seen += count
+
+    def skip(self, name: str, why: str) -> None:
+        """Count one bad item.
+
+        Raises:
+            ValueError: more than the set share of at least 20 items seen was skipped.
+        """
+        self.seen += 1
+        self.skipped.append((name, why))
+        if self.seen >= 20:
+            self.check()
+
+    def check(self) -> None:
+        """The same test at the end of the work, where fewer than 20 items count too."""
+        if self.skipped and len(self.skipped) > self.largest_share * self.seen:
+            named = "; ".join(f"{name}: {why}" for name, why in self.skipped[:3])
+            raise ValueError(
+                f"{len(self.skipped)} of {self.seen} items could not be used ({named}), more than the share of "
+                f"{self.largest_share:g} that is allowed; mend the source, or raise --max-skipped."
+            )
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside and rename, so that a reader never meets half a file, not even after a power cut."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_manifest(folder: Path, what: str) -> dict[str, Any]:
+    """The manifest of a folder of shards.
+
+    Raises:
+        ValueError: there is none; ``what`` names the command that makes it.
+    """
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no {MANIFEST}; make it with `python -m training {what}`.") from None
+    except ValueError:
+        raise ValueError(f"{folder / MANIFEST} is damaged; run `python -m training {what}` again.") from None
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Write (key, files by ending) one after another into one tar; returns how many.
+
+    Nothing is left behind when writing fails, as on a full disk.
+    """
+    from webdataset import TarWriter
+
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    count = 0
+    try:
+        with TarWriter(str(beside), encoder=False, mtime=0, user="", group="") as writer:
+            for key, files in samples:
+                writer.write({"__key__": key, **files})
+                count += 1
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return count
+
+
+class Shards:
+    """Random access to the samples of many shards.
+
+    An index of every shard is read once; a sample's bytes are read from the mapped file when asked for.
+    """
+
+    def __init__(self, paths: Sequence[Path], tally: Tally) -> None:
+        self.paths = list(paths)
+        self.samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []
+        for number, path in enumerate(self.paths):
+            try:
+                self._index(number, path)
+            except (tarfile.TarError, OSError) as error:
+                tally.skip(path.name, f"not a whole shard ({error})")
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def _index(self, number: int, path: Path) -> None:
+        size = path.stat().st_size
+        whole: dict[str, dict[str, tuple[int, int]]] = {}
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                key, _, ending = member.name.partition(".")
+                whole.setdefault(key, {})[ending] = (member.offset_data, member.size)
+            if size < archive.offset + END_OF_TAR:
+                raise tarfile.ReadError("it is cut short")
+        self.samples += [(number, key, places) for key, places in whole.items()]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getstate__(self) -> dict[str, Any]:  # a loader's worker maps the files itself
+        return {**self.__dict__, "_maps": {}}
+
+    def name(self, index: int) -> str:
+        """Where a sample lies, for messages: ``shard.tar/key``."""
+        number, key, _ = self.samples[index]
+        return f"{self.paths[number].name}/{key}"
+
+    def __getitem__(self, index: int) -> dict[str, bytes]:
+        """The files of one sample, by their ending."""
+        number, _, places = self.samples[index]
+        if number not in self._maps:
+            with open(self.paths[number], "rb") as file:
+                self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        content = self._maps[number]
+        return {ending: content[start : start + size] for ending, (start, size) in places.items()}
