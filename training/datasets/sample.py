@@ -45,6 +45,11 @@ class Sample:
         words["task"] = Task(words["task"])
         return cls(condition=files["condition"], target=files.get("target"), **words)
 
+    def pictures(self) -> tuple[Image.Image, Image.Image]:
+        """Condition and target, decoded. Raises ValueError where one of them cannot be."""
+        condition = decode_picture(self.condition)
+        return condition, condition if self.target is None else decode_picture(self.target)
+
 
 def decode_picture(content: bytes) -> Image.Image:
     """A whole RGB picture, upright as its EXIF says, transparency laid on white.

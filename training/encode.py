@@ -1,0 +1,193 @@
+"""`encode`: run every frozen encoder once over shards of samples, and keep the results as shards of features."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from ipadapter_instruct_core.tasks import Task
+from pydantic import ConfigDict
+from torch import Tensor
+from tqdm import tqdm
+from training.datasets.sample import Sample
+from training.encoders import EncoderPaths, Encoders, load_encoders, picture_tensor, target_pixels
+from training.instructions import fixed, load_bank, with_subject
+from training.shards import MANIFEST, Shards, Tally, read_manifest, write_atomically, write_json, write_shard
+
+log = logging.getLogger("ipadapter_instruct")
+
+FORMAT = 1
+INSTRUCTIONS = "instructions.safetensors"
+ROWS = "rows.safetensors"
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class EncodeConfig(EncoderPaths):
+    """Settings of `python -m training encode`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: list[Path]
+    """Folders of shards, as `build` writes them."""
+    out: Path
+    """Folder for the features: a folder a dataset in it."""
+    resolution: int = 512
+    """Side of the square that targets are cut to, in pixels."""
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """In which tokens are kept; latents are kept in full."""
+    batch_size: int = 16
+    """Samples encoded at once."""
+    phrases_per_subject: int = 32
+    """How many phrasings of the object task are encoded with each subject's name."""
+    max_skipped: float = 0.01
+    """Largest share of samples that may be damaged before the run stops."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the encoders run; under `accelerate launch` each rank takes the card of its number."""
+
+
+def run(config: EncodeConfig) -> None:
+    """Encode what is not encoded yet; ranks of a launch share the shards.
+
+    Raises:
+        ValueError: the settings differ from those of features already there, or too many samples are damaged.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if config.device == "cuda" else config.device
+    half = torch.device(device).type == "cuda" and config.precision != "fp32"
+    encoders = load_encoders(config)
+    identities = encoders.identities()
+    encoders.to(torch.device(device), PRECISIONS[config.precision] if half else torch.float32)
+    config.out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "format": FORMAT,
+        "kind": encoders.base.kind.value,
+        "instruction_encoder": encoders.instruction_encoder.value,
+        "encoders": identities,
+        "resolution": config.resolution,
+        "precision": config.precision,
+    }
+    _hold_to_settings(config.out, settings)
+    with torch.inference_mode():
+        for folder in config.data:
+            _encode_dataset(encoders, folder, config, rank, world)
+        if rank == 0:
+            _write_words(encoders, config)
+    if rank == 0:
+        log.info("encode: features of %d datasets in %s", len(config.data), config.out)
+
+
+def _hold_to_settings(out: Path, settings: Mapping[str, Any]) -> None:
+    """Features of one folder are all made alike: the first run writes down how, later ones are held to it."""
+    if not (out / MANIFEST).exists():
+        write_json(out / MANIFEST, settings)
+        return
+    before = read_manifest(out, "encode")
+    changed = [key for key, value in settings.items() if before.get(key) != value]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{out} holds features made with {key} {before.get(key)}, not {settings[key]}; choose another folder."
+        )
+
+
+def _encode_dataset(encoders: Encoders, folder: Path, config: EncodeConfig, rank: int, world: int) -> None:
+    source = read_manifest(folder, "build")
+    out = config.out / folder.name
+    out.mkdir(exist_ok=True)
+    _hold_to_settings(out, {"source": {shard["name"]: shard["sha256"] for shard in source["shards"]}})
+    paths = [folder / shard["name"] for shard in source["shards"]]
+    tally = Tally(config.max_skipped)
+    for path in tqdm(paths[rank::world], desc=f"encode {folder.name}", unit="shard", disable=rank > 0):
+        if not (out / path.name).exists():
+            write_shard(out / path.name, _features_of_shard(encoders, path, config, tally))
+    tally.check()
+    for name, why in tally.skipped:
+        log.warning("encode: skipped %s: %s", name, why)
+
+
+def _features_of_shard(
+    encoders: Encoders, path: Path, config: EncodeConfig, tally: Tally
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    from safetensors.torch import save
+
+    decoded = _decoded_samples(encoders, Shards([path], tally), config, tally)
+    while batch := list(islice(decoded, config.batch_size)):
+        for item, tensors in zip(batch, _encode_batch(encoders, batch, config), strict=True):
+            yield item.key, {"json": item.words, "safetensors": save(tensors)}
+
+
+class _Decoded(NamedTuple):
+    key: str
+    words: bytes
+    prompt: str
+    condition: Tensor
+    target: Tensor
+
+
+def _decoded_samples(encoders: Encoders, shard: Shards, config: EncodeConfig, tally: Tally) -> Iterator[_Decoded]:
+    for index in range(len(shard)):
+        files = shard[index]
+        try:
+            sample = Sample.from_members(files)
+            condition, target = sample.pictures()
+        except (KeyError, TypeError, ValueError) as error:
+            tally.skip(shard.name(index), str(error))
+            continue
+        tally.good()
+        yield _Decoded(
+            key=shard.samples[index][1],
+            words=files["json"],
+            prompt=sample.prompt,
+            condition=encoders.image_tower.preprocess(picture_tensor(condition))[0],
+            target=target_pixels(target, config.resolution),
+        )
+
+
+def _encode_batch(encoders: Encoders, batch: list[_Decoded], config: EncodeConfig) -> Iterator[dict[str, Tensor]]:
+    targets = torch.stack([item.target for item in batch]).to(encoders.base.device)
+    mean, deviation = encoders.base.latent_distribution(targets)
+    tokens = {
+        "image": encoders.image_states(torch.stack([item.condition for item in batch])),
+        **encoders.text_features([item.prompt for item in batch]),
+    }
+    dtype = PRECISIONS[config.precision]
+    for n in range(len(batch)):
+        latents = {"latent_mean": mean[n].float().cpu().clone(), "latent_deviation": deviation[n].float().cpu().clone()}
+        yield latents | {name: states[n].to("cpu", dtype).clone() for name, states in tokens.items()}
+
+
+def _write_words(encoders: Encoders, config: EncodeConfig) -> None:
+    """The dropped conditions' rows, and the states of every instruction: the fixed one of a task comes first."""
+    from safetensors.torch import save
+
+    dtype = PRECISIONS[config.precision]
+    rows = {name: states.to("cpu", dtype).contiguous().clone() for name, states in encoders.rows().items()}
+    write_atomically(config.out / ROWS, save(rows))
+    tasks, subjects = _tasks_and_subjects(config)
+    phrases = {task.value: [fixed()[task], *load_bank()[task]] for task in sorted(tasks, key=lambda task: task.value)}
+    for subject in sorted(subjects):
+        some = phrases[Task.OBJECT.value][: config.phrases_per_subject]
+        phrases[f"{Task.OBJECT.value}/{subject}"] = [with_subject(phrase, subject) for phrase in some]
+    states = {}
+    for name, texts in tqdm(phrases.items(), desc="encode instructions", unit="set"):
+        batches = [texts[n : n + config.batch_size] for n in range(0, len(texts), config.batch_size)]
+        states[name] = torch.cat([encoders.instruction_states(batch).to("cpu", dtype) for batch in batches])
+    write_atomically(config.out / INSTRUCTIONS, save(states))
+
+
+def _tasks_and_subjects(config: EncodeConfig) -> tuple[set[Task], set[str]]:
+    tasks, subjects = set(), set()
+    for folder in config.data:
+        shards = Shards([folder / shard["name"] for shard in read_manifest(folder, "build")["shards"]], Tally(1.0))
+        for index in range(len(shards)):
+            try:
+                sample = Sample.from_members(shards[index])
+            except (KeyError, TypeError, ValueError):
+                continue  # counted when its shard was encoded
+            tasks.add(sample.task)
+            if sample.task is Task.OBJECT and sample.subject:
+                subjects.add(sample.subject)
+    return tasks, subjects
