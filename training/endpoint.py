@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import requests
 from pydantic import BaseModel, ConfigDict, Field
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 from training.datasets.sample import decode_picture, encode_picture
 from training.shards import write_atomically
 from urllib3.exceptions import HTTPError
@@ -40,7 +40,7 @@ class Endpoint(BaseModel):
     attempts: int = Field(6, ge=1)
     """How often one question is asked before giving up."""
     first_wait_s: float = Field(1, ge=0)
-    """Wait before the second attempt; it doubles each time, with as much again at random."""
+    """Wait before the second attempt; it doubles each time; up to as much again is added at random."""
     longest_wait_s: float = Field(60, ge=0)
     """Where the doubling ends. A longer wait that the endpoint itself asks for is kept to."""
     on_failure: Literal["stop", "skip"] = "stop"
@@ -81,7 +81,8 @@ def ask(
         with contextlib.suppress(OSError, ValueError):
             return accept(json.loads(path.read_bytes()))
     body = _body(endpoint, question, pictures)
-    growing = wait_exponential_jitter(endpoint.first_wait_s, endpoint.longest_wait_s, jitter=endpoint.first_wait_s)
+    growing = wait_exponential(multiplier=endpoint.first_wait_s, max=endpoint.longest_wait_s)
+    growing += wait_random(0, endpoint.first_wait_s)
 
     def wait(state: RetryCallState) -> float:
         return max(growing(state), getattr(state.outcome.exception(), "wait_s", 0))
