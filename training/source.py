@@ -1,0 +1,185 @@
+"""Where training samples come from: shards of features, or raw shards that are encoded at every step."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from ipadapter_instruct_core.tasks import EVERYTHING_ROW, Task
+from torch import Tensor
+from training.draws import Draw, Dropped
+from training.encode import INSTRUCTIONS, ROWS
+from training.encoders import Encoders, picture_tensor, target_pixels
+from training.shards import MANIFEST, Shards, Tally, read_manifest
+
+
+class Source:
+    """Samples of one split of several folders, by task. A damaged one is skipped, counted and named."""
+
+    def __init__(self, folders: Sequence[Path], split: str, tally: Tally) -> None:
+        self.tally = tally
+        paths = [path for folder in folders for path in self._shards(folder) if path.name.startswith(split)]
+        self.shards = Shards(paths, tally)
+        self.words: dict[int, dict[str, Any]] = {}
+        places: dict[Task, list[int]] = defaultdict(list)
+        for index in range(len(self.shards)):
+            try:
+                words = json.loads(self.shards[index]["json"])
+                places[Task(words["task"])].append(index)
+            except (KeyError, TypeError, ValueError) as error:
+                tally.skip(self.shards.name(index), f"its words cannot be read ({error})")
+                continue
+            tally.good()
+            self.words[index] = words
+        tally.check()
+        self.by_task: dict[Task, list[int]] = dict(places)
+        if not self.by_task:
+            named = ", ".join(str(folder) for folder in folders)
+            raise ValueError(f"There are no {split} samples in {named}; build or encode a dataset first.")
+
+    def _shards(self, folder: Path) -> list[Path]:
+        return [folder / shard["name"] for shard in read_manifest(folder, "build")["shards"]]
+
+    def item(self, draw: Draw) -> dict[str, Any]:
+        """What a step needs of one draw, dropped conditions replaced.
+
+        Raises:
+            KeyError, ValueError, OSError: the sample is damaged.
+        """
+        raise NotImplementedError
+
+
+class FeatureSource(Source):
+    """Features as `encode` writes them: nothing is encoded during training."""
+
+    def __init__(self, features: Path, split: str, tally: Tally, fixed_instructions: bool = False) -> None:
+        """Raises ValueError where the folder holds no whole set of features."""
+        self.features, self.fixed_instructions = features, fixed_instructions
+        self.settings = read_manifest(features, "encode")
+        for name in (ROWS, INSTRUCTIONS):
+            if not (features / name).is_file():
+                raise ValueError(f"{features} holds no {name}: `encode` was interrupted; give its command again.")
+        super().__init__(sorted(path.parent for path in features.glob(f"*/{MANIFEST}")), split, tally)
+
+    def _shards(self, folder: Path) -> list[Path]:
+        paths = [folder / name for name in read_manifest(folder, "encode")["source"]]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing: `encode` was interrupted; give its command again.")
+        return paths
+
+    def __getstate__(self) -> dict[str, Any]:  # a loader's worker opens the files itself
+        return {key: value for key, value in self.__dict__.items() if key not in ("rows", "instructions")}
+
+    @cached_property
+    def rows(self) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.features / ROWS)
+
+    @cached_property
+    def instructions(self) -> dict[str, Any]:
+        from safetensors import safe_open
+
+        file = safe_open(str(self.features / INSTRUCTIONS), framework="pt")
+        return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+    def instruction(self, draw: Draw) -> Tensor:
+        """States [L, W] of the phrasing that was drawn; the first of a table is the task's fixed one."""
+        if not draw.dropped.keeps_instruction:
+            return self.rows["empty_instruction"]
+        if draw.dropped is Dropped.TEXT and draw.task is Task.EVERYTHING:
+            return self.rows["everything_instruction"]
+        named = f"{draw.task.value}/{self.words[draw.sample].get('subject', '')}"
+        table = self.instructions.get(named) or self.instructions[draw.task.value]
+        count = table.get_shape()[0]
+        return table[0 if self.fixed_instructions else 1 + int(draw.instruction * (count - 1))]
+
+    def item(self, draw: Draw) -> dict[str, Any]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            features = load(self.shards[draw.sample]["safetensors"])
+        except SafetensorError as error:
+            raise ValueError(f"its features are damaged ({error})") from error
+        item: dict[str, Any] = {"image": features["image"] if draw.dropped.keeps_image else self.rows["zero_image"]}
+        keeps_prompt = draw.dropped.keeps_instruction  # what the projector reads of the prompt goes with it
+        for name in ("text", "pooled"):
+            if name in features:
+                item[name] = features[name] if draw.dropped.keeps_text else self.rows[f"empty_{name}"]
+        prompt = "prompt" if "prompt" in features else "text"
+        item["prompt"] = features[prompt] if keeps_prompt else self.rows[f"empty_{prompt}"]
+        item["instruction"] = self.instruction(draw)
+        eps, item["noise"] = draw.noise(features["latent_mean"].shape)
+        item["latents"] = features["latent_mean"] + features["latent_deviation"] * eps
+        return item
+
+
+class RawSource(Source):
+    """Raw shards: items hold pixels and words, and `encode_batch` runs the encoders on a batch of them."""
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        split: str,
+        tally: Tally,
+        preprocess: Any,
+        resolution: int,
+        phrases: Mapping[Task, Sequence[str]],
+    ) -> None:
+        self.preprocess, self.resolution, self.phrases = preprocess, resolution, phrases
+        super().__init__(folders, split, tally)
+
+    def instruction(self, draw: Draw) -> str:
+        from training.instructions import with_subject
+
+        if not draw.dropped.keeps_instruction:
+            return ""
+        if draw.dropped is Dropped.TEXT and draw.task is Task.EVERYTHING:
+            return EVERYTHING_ROW
+        phrases = self.phrases[draw.task]
+        phrase = phrases[int(draw.instruction * len(phrases))]
+        subject = self.words[draw.sample].get("subject", "")
+        return with_subject(phrase, subject) if subject and draw.task is Task.OBJECT else phrase
+
+    def item(self, draw: Draw) -> dict[str, Any]:
+        from training.datasets.sample import Sample
+
+        sample = Sample.from_members(self.shards[draw.sample])
+        condition, target = sample.pictures()
+        pixels = self.preprocess(picture_tensor(condition))[0]
+        shape = (4, self.resolution // 8, self.resolution // 8)
+        eps, noise = draw.noise(shape)
+        return {
+            "target_pixels": target_pixels(target, self.resolution),
+            "condition_pixels": pixels if draw.dropped.keeps_image else torch.zeros_like(pixels),
+            "text": sample.prompt if draw.dropped.keeps_text else "",
+            "prompt": sample.prompt if draw.dropped.keeps_instruction else "",
+            "instruction": self.instruction(draw),
+            "latent_noise": eps,
+            "noise": noise,
+        }
+
+
+def encode_batch(encoders: Encoders, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch of `RawSource` -> the same batch as `FeatureSource` gives it."""
+    rest = {name: value for name, value in batch.items() if name not in ("target_pixels", "condition_pixels")}
+    eps = rest.pop("latent_noise")
+    mean, deviation = encoders.base.latent_distribution(batch["target_pixels"].to(encoders.base.device))
+    texts = sorted({*batch["text"], *batch["prompt"]})  # each is encoded once
+    states = encoders.text_features(texts)
+    text_rows = [texts.index(text) for text in batch["text"]]
+    prompt_rows = [texts.index(text) for text in batch["prompt"]]
+    words = {name: value[text_rows] for name, value in states.items() if name != "prompt"}
+    return {
+        **rest,
+        **words,
+        "prompt": states.get("prompt", states["text"])[prompt_rows],
+        "instruction": encoders.instruction_states(batch["instruction"]),
+        "image": encoders.image_states(batch["condition_pixels"]),
+        "latents": mean + deviation * eps.to(mean.device),
+    }
