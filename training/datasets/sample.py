@@ -57,7 +57,7 @@ def decode_picture(content: bytes) -> Image.Image:
     Raises:
         ValueError: the bytes are no picture, or are cut short.
     """
-    from PIL import ImageOps
+    from PIL import ImageOps, UnidentifiedImageError
 
     try:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
@@ -65,6 +65,8 @@ def decode_picture(content: bytes) -> Image.Image:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return image.convert("RGB")
+    except UnidentifiedImageError as error:  # its own text names an address in memory
+        raise ValueError("it is no picture file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, on damaged files
         raise ValueError(f"the picture cannot be read ({error})") from error
 

@@ -1,0 +1,320 @@
+"""`build`: a source dataset -> shards of samples and a manifest; goes on where it stopped, alone or on many ranks."""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+from training.datasets.composition import Composition
+from training.datasets.face import Face
+from training.datasets.object import Object
+from training.datasets.own import Own
+from training.datasets.pictures import shrunk
+from training.datasets.replication import Replication
+from training.datasets.sample import Sample, encode_picture
+from training.datasets.source import Item, chance
+from training.datasets.splits import SPLITS, choose
+from training.datasets.style import Style
+from training.datasets.targets import TargetMaker, target_maker
+from training.endpoint import Endpoint
+from training.prompts import describe_picture
+from training.shards import MANIFEST, Tally, sha256, write_json, write_shard
+
+logger = logging.getLogger("ipadapter_instruct")
+
+SETTINGS = "settings.json"
+BLOCKS = "blocks"  # folder with one JSON file a finished shard
+SOURCE_CHANGED = "source contents"
+# Settings under which the same samples come out, so that a build may be resumed with other ones.
+FREE_SETTINGS = {
+    "out": True,
+    "max_skipped": True,
+    "threads": True,
+    "source": {"targets": {"batch_size": True}},
+    "endpoint": set(Endpoint.model_fields) - {"model", "temperature", "picture_side"},
+}
+
+
+class BuildConfig(BaseModel):
+    """Where samples come from, and how they are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    source: Annotated[
+        Replication | Style | Object | Composition | Face | Own,
+        Field(discriminator="kind"),
+        tyro.conf.OmitSubcommandPrefixes,
+    ]
+    """The source dataset and its files."""
+    out: Path
+    """Folder for the shards and their manifest."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many samples, taken at random, those that validate among them."""
+    validation: int = Field(1000, ge=0)
+    """Samples held out for validation; of a small source a tenth."""
+    prompts: Literal["source", "endpoint"] = "source"
+    """Prompts as they come with the source, or from an endpoint that looks at the pictures."""
+    endpoint: Endpoint = Endpoint()
+    """The endpoint that writes prompts."""
+    size: int = Field(512, ge=0)
+    """Pictures are shrunk to a short side of this many pixels and kept as JPEG; 0 keeps the source's bytes."""
+    samples_per_shard: int = Field(500, ge=1)
+    """Samples in a shard, which is also what an interruption can cost at most."""
+    max_skipped: float = Field(0.05, ge=0, le=1)
+    """Share of samples that may be bad and skipped before the build fails."""
+    seed: int = 0
+    """Seed of every random choice."""
+    threads: int = Field(8, ge=1)
+    """Pictures read, or prompts asked for, at once in each process."""
+
+
+Prepared = tuple[Item, Sample | str, Image.Image | None]  # a sample or why there is none, what its target follows
+
+
+@dataclass(frozen=True)
+class Block:
+    """The items of one shard."""
+
+    name: str
+    split: str
+    items: list[Item]
+
+
+def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
+    """Build this rank's share of the shards; the rank that finishes last writes the manifest.
+
+    Args:
+        maker: makes generated targets; by default the models that the source's settings name.
+
+    Raises:
+        ValueError: the source is not what it should be, too much of it is bad, the settings differ from those of the
+            build that is resumed, or the disk is full.
+    """
+    rank, world = ranks()
+    splits = choose(config.source.plan(config.seed), config.validation, config.limit, config.seed)
+    blocks = list(_blocks(splits, config.samples_per_shard))
+    try:
+        settings = _claim(config, splits)
+        _build(config, blocks[rank::world], maker, rank)
+        finished = _finish(config, settings, blocks)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"The disk that holds {config.out} is full; make room and give the same command again, "
+            "which goes on with the first shard that is not finished."
+        ) from error
+    if not finished:
+        logger.info(f"Rank {rank} of {world} is done; the last one to finish writes {config.out / MANIFEST}.")
+
+
+def ranks() -> tuple[int, int]:
+    """This process's number and how many there are, as `accelerate launch` and torchrun tell it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _blocks(splits: dict[str, list[Item]], size: int) -> Iterator[Block]:
+    for split in SPLITS:
+        items = splits[split]
+        for number, start in enumerate(range(0, len(items), size)):
+            yield Block(f"{split}-{number:05d}", split, items[start : start + size])
+
+
+def _claim(config: BuildConfig, splits: dict[str, list[Item]]) -> dict[str, Any]:
+    """Write down what decides on the samples, or hold it against what the build was begun with; returns it."""
+    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS)
+    if config.prompts == "source":
+        del settings["endpoint"]
+    settings[SOURCE_CHANGED] = _digest(splits)
+    path = config.out / SETTINGS
+    try:
+        before = _flat(json.loads(path.read_text()))
+    except FileNotFoundError:
+        if (config.out / MANIFEST).exists() or any(config.out.glob("*.tar")):
+            raise ValueError(f"{config.out} holds shards that `build` did not make; name an empty folder.") from None
+        (config.out / BLOCKS).mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return settings
+    now = _flat(settings)
+    for name in before | now:
+        if before.get(name) == now.get(name):
+            continue
+        if name == SOURCE_CHANGED:
+            raise ValueError(
+                f"The source has changed since the build in {config.out} began; build into an empty folder."
+            )
+        raise ValueError(
+            f"{config.out} was begun with {name} = {before.get(name)}, not {now.get(name)}; "
+            "set it back to go on there, or build into an empty folder."
+        )
+    return settings
+
+
+def _digest(splits: dict[str, list[Item]]) -> str:
+    """A hash of all that the plan says, apart from where the source lies."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for item in splits[split]:
+            words = [split, item.source_id, item.group, item.prompt, item.subject, item.condition_prompt]
+            digest.update(json.dumps(words).encode())
+    return digest.hexdigest()
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def _build(config: BuildConfig, blocks: list[Block], maker: TargetMaker | None, rank: int) -> None:
+    """Make the shards that are not there yet."""
+    tally = Tally(config.max_skipped)
+    waiting = []
+    for block in blocks:
+        done = _finished(config.out, block)
+        if done is None:
+            waiting.append(block)
+        else:
+            tally.seen += len(block.items)
+            tally.skipped += [(skip["name"], skip["why"]) for skip in done["skipped"]]
+    if waiting and maker is None and config.source.generated is not None:
+        maker = target_maker(config.source.generated)
+    description = f"rank {rank}: building {config.source.kind}"
+    total = sum(len(block.items) for block in blocks)
+    with tqdm(total=total, initial=tally.seen, desc=description, unit="sample") as bar:
+        for block in waiting:
+            _build_block(config, block, maker, tally, lambda: bar.update())
+    tally.check()
+
+
+def _build_block(
+    config: BuildConfig, block: Block, maker: TargetMaker | None, tally: Tally, advance: Callable[[], object]
+) -> None:
+    """Write one shard, and beside it what it holds: only then is it finished."""
+    path = config.out / f"{block.name}.tar"
+    for left_behind in config.out.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
+        left_behind.unlink(missing_ok=True)
+    first_skip = len(tally.skipped)
+    tasks: Counter[str] = Counter()
+
+    def keyed(samples: Iterable[Sample]) -> Iterator[tuple[str, dict[str, bytes]]]:
+        for number, sample in enumerate(samples):
+            tasks[sample.task.value] += 1
+            tally.good()
+            advance()
+            yield f"{block.name}-{number:05d}", sample.members()
+
+    def good(
+        made: Iterable[Prepared],
+    ) -> Iterator[tuple[Sample, Image.Image | None]]:
+        for item, sample, guide in made:
+            if isinstance(sample, str):
+                advance()
+                tally.skip(item.source_id, sample)
+            else:
+                yield sample, guide
+
+    pool = ThreadPoolExecutor(config.threads)
+    try:
+        made = good(pool.map(lambda item: _prepare(config, item), block.items))
+        samples = _with_targets(config, made, maker) if maker else (sample for sample, _ in made)
+        count = write_shard(path, keyed(samples))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    summary = {
+        "split": block.split,
+        "samples": count,
+        "tasks": dict(sorted(tasks.items())),
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "skipped": [{"name": name, "why": why} for name, why in tally.skipped[first_skip:]],
+    }
+    write_json(config.out / BLOCKS / f"{block.name}.json", summary)
+
+
+def _prepare(config: BuildConfig, item: Item) -> Prepared:
+    """The item with its sample and what a generated target follows, or with why it is skipped."""
+    try:
+        sample = config.source.make(item, config.size)
+        guide = config.source.guide(sample) if config.source.generated else None
+    except ValueError as error:
+        return item, str(error), None
+    if config.prompts == "endpoint":  # which may stop the run by a ValueError
+        text = describe_picture(config.endpoint, sample.target or sample.condition, sample.subject)
+        if text is None:
+            return item, "the endpoint gave no prompt", None
+        sample = config.source.described(sample, text)
+    return (item, sample, guide) if sample.prompt else (item, "it has no prompt", None)
+
+
+def _with_targets(
+    config: BuildConfig, made: Iterator[tuple[Sample, Image.Image]], maker: TargetMaker
+) -> Iterator[Sample]:
+    """Samples with their generated targets; a sample's seed comes from its id, so that a rerun makes the same."""
+    while batch := list(islice(made, config.source.generated.batch_size)):
+        samples = [sample for sample, _ in batch]
+        pictures = maker(
+            [guide for _, guide in batch],
+            [sample.prompt for sample in samples],
+            [chance(config.seed, "target", sample.source_id) for sample in samples],
+            [sample.condition_prompt for sample in samples],
+        )
+        for sample, picture in zip(samples, pictures, strict=True):
+            yield replace(sample, target=encode_picture(shrunk(picture.convert("RGB"), config.size)))
+
+
+def _finished(out: Path, block: Block) -> dict[str, Any] | None:
+    """What a finished block holds; None for one that is to be made, or whose shard is gone or cut short."""
+    try:
+        summary = json.loads((out / BLOCKS / f"{block.name}.json").read_text())
+        size = (out / f"{block.name}.tar").stat().st_size
+    except FileNotFoundError:
+        return None
+    return summary if summary["bytes"] == size else None
+
+
+def _finish(config: BuildConfig, settings: dict[str, Any], blocks: list[Block]) -> bool:
+    """Write the manifest once every rank's shards are there; returns whether they are."""
+    summaries = [_finished(config.out, block) for block in blocks]
+    if None in summaries:
+        return False
+    tally = Tally(config.max_skipped)
+    tasks: Counter[str] = Counter()
+    counts = dict.fromkeys(SPLITS, 0)
+    shards = []
+    for block, summary in zip(blocks, summaries, strict=True):
+        tally.good(summary["samples"])
+        tally.seen += len(summary["skipped"])
+        tally.skipped += [(skip["name"], skip["why"]) for skip in summary["skipped"]]
+        tasks.update(summary["tasks"])
+        counts[block.split] += summary["samples"]
+        kept = {key: summary[key] for key in ("split", "samples", "bytes", "sha256")}
+        shards.append({"name": f"{block.name}.tar", **kept})
+    tally.check()
+    manifest = {
+        "dataset": config.source.kind,
+        "tasks": dict(sorted(tasks.items())),
+        "settings": settings,
+        "counts": counts,
+        "shards": shards,
+        "skipped": [{"name": name, "why": why} for name, why in tally.skipped],
+    }
+    write_json(config.out / MANIFEST, manifest)
+    print(
+        f"{config.out}: {counts['train']} samples to train on and {counts['validation']} to validate with, in "
+        f"{len(shards)} shards; {len(tally.skipped)} skipped" + (", named in its manifest." if tally.skipped else ".")
+    )
+    return True
