@@ -187,7 +187,7 @@ def find_column(
 
 
 def texts_in(path: Path, column: str = "") -> list[str]:
-    """The texts of a list, blank ones left out: the lines of a .txt file, or a column of a .csv, .jsonl or .parquet file.
+    """The texts of a list, blank ones left out: a .txt file's lines, or a column of a .csv, .jsonl or .parquet file.
 
     Raises:
         ValueError: there is no such file or column, or it holds no text.

@@ -14,6 +14,8 @@ class Generation(BaseModel):
 
     base: Path
     """Base model: a diffusers folder or a single-file checkpoint."""
+    base_config: Path | None = None
+    """For a single file: a diffusers folder with the configurations of its parts; left out, the family's own."""
     size: int = Field(512, ge=64, multiple_of=8)
     """Width and height of the pictures, in pixels."""
     steps: int = Field(30, ge=1)
@@ -70,4 +72,7 @@ def target_maker(settings: Generation) -> TargetMaker:
     """Loads the models that the settings name. Raises ValueError where one is missing or does not fit."""
     from training import generate
 
-    return generate.instant_style(settings) if isinstance(settings, InstantStyle) else generate.scribble(settings)
+    if isinstance(settings, InstantStyle):
+        return generate.InstantStyleMaker(settings)
+    assert isinstance(settings, Scribble)
+    return generate.ScribbleMaker(settings)
