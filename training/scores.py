@@ -129,9 +129,9 @@ def markdown_table(results: Results) -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         f"{table}\n\n"
-        f"Mean and 95 % bootstrap interval over {pictures} pictures a task. The rows marked (paper) are Table 1's; they\n"
-        "were measured with other data and full-size models, and do not compare with ours figure by figure. CLIP-S is\n"
-        "the cosine of the paper's Sec. 4.1 times 2.5, which is our guess at how its values come to exceed 1.\n"
+        f"Mean and 95 % bootstrap interval over {pictures} pictures a task. The rows marked (paper) are Table 1's;\n"
+        "they were measured with other data and full-size models, and do not compare with ours figure by figure.\n"
+        "CLIP-S is the cosine of the paper's Sec. 4.1 times 2.5, which is our guess at how it comes to exceed 1.\n"
     )
 
 
