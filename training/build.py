@@ -5,9 +5,9 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -139,10 +139,11 @@ def _claim(config: BuildConfig, splits: dict[str, list[Item]]) -> dict[str, Any]
         del settings["endpoint"]
     settings[SOURCE_CHANGED] = _digest(splits)
     path = config.out / SETTINGS
+    foreign = (config.out / MANIFEST).exists() or any(config.out.glob("*.tar"))  # before another rank may write some
     try:
         before = _flat(json.loads(path.read_text()))
     except FileNotFoundError:
-        if (config.out / MANIFEST).exists() or any(config.out.glob("*.tar")):
+        if foreign:
             raise ValueError(f"{config.out} holds shards that `build` did not make; name an empty folder.") from None
         (config.out / BLOCKS).mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
@@ -229,8 +230,8 @@ def _build_block(
 
     pool = ThreadPoolExecutor(config.threads)
     try:
-        made = good(pool.map(lambda item: _prepare(config, item), block.items))
-        samples = _with_targets(config, made, maker) if maker else (sample for sample, _ in made)
+        made = good(_prepared(config, block.items, pool))
+        samples = _with_targets(config, made, maker) if config.source.generated else (sample for sample, _ in made)
         count = write_shard(path, keyed(samples))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -243,6 +244,17 @@ def _build_block(
         "skipped": [{"name": name, "why": why} for name, why in tally.skipped[first_skip:]],
     }
     write_json(config.out / BLOCKS / f"{block.name}.json", summary)
+
+
+def _prepared(config: BuildConfig, items: list[Item], pool: ThreadPoolExecutor) -> Iterator[Prepared]:
+    """Every item's sample, in order; only a few are made ahead, since pictures take memory."""
+    ahead: deque[Future[Prepared]] = deque()
+    for item in items:
+        ahead.append(pool.submit(_prepare, config, item))
+        if len(ahead) >= 4 * config.threads:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
 
 
 def _prepare(config: BuildConfig, item: Item) -> Prepared:

@@ -52,16 +52,23 @@ class Object(Source):
     def plan(self, seed: int) -> Iterator[Item]:
         what = "COCO's instances_*.json"
         instances = _read(self.instances, what)
-        names = {category["id"]: category["name"] for category in _list(self.instances, instances, "categories", what)}
+        names = {
+            category["id"]: category["name"]
+            for category in _list(self.instances, instances, "categories", what, "id", "name")
+        }
         objects = defaultdict(list)
         for annotation in _list(self.instances, instances, "annotations", what, "bbox", "category_id", "image_id"):
+            if annotation["category_id"] not in names:
+                raise ValueError(f"{self.instances} has no category {annotation['category_id']}; {what} is expected.")
             if not annotation.get("iscrowd"):
                 objects[annotation["image_id"]].append(annotation)
         what = "COCO's captions_*.json"
         captions = defaultdict(list)
         for annotation in _list(self.captions, _read(self.captions, what), "annotations", what, "caption", "image_id"):
             captions[annotation["image_id"]].append(annotation["caption"].strip())
-        for picture in _list(self.instances, instances, "images", "COCO's instances_*.json", "file_name", "id"):
+        for picture in _list(
+            self.instances, instances, "images", "COCO's instances_*.json", "file_name", "id", "width", "height"
+        ):
             boxed = [(annotation, _box(annotation, picture)) for annotation in objects[picture["id"]]]
             fitting = [(annotation, box) for annotation, box in boxed if self._fits(box, picture)]
             fitting.sort(key=lambda pair: (-_area(pair[1]), pair[0]["id"]))
@@ -165,6 +172,6 @@ def _list(path: Path, content: dict[str, Any], name: str, what: str, *fields: st
         raise ValueError(f"{path} has no list {name}; {what} is expected.")
     for number, entry in enumerate(content[name]):
         for field in fields:
-            if field not in entry:
+            if not isinstance(entry, dict) or field not in entry:
                 raise ValueError(f"{path}, entry {number} of {name} has no field {field}; {what} is expected.")
     return content[name]

@@ -22,8 +22,8 @@ class Replication(Source):
     def plan(self, seed: int) -> Iterator[Item]:
         what = "JourneyDB's JSONL of img_path and prompt"
         for number, record in json_lines(self.annotations, what):
-            for name in ("img_path", "prompt"):
-                if name not in record:
+            for name, kind in (("img_path", str), ("prompt", str | None)):  # some prompts are null
+                if name not in record or not isinstance(record[name], kind):
                     raise ValueError(f"{self.annotations}, line {number} has no field {name}; {what} is expected.")
             prompt = (record["prompt"] or "").strip()
             yield Item(
