@@ -102,7 +102,7 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point():  # position numbers come and go with library versions
             digest.update(name.encode())
-            digest.update(tensor.to("cpu", torch.float16).contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.to("cpu", torch.float16).flatten().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
 
 
@@ -116,6 +116,7 @@ def load_base(path: Path, config: Path | None = None, with_unet: bool = True) ->
     Raises:
         ValueError: there is no such file or folder, or it is of another family.
     """
+    _no_bars()
     if path.is_dir():
         pipe = _load_folder(path, with_unet)
     elif path.is_file():
@@ -127,9 +128,18 @@ def load_base(path: Path, config: Path | None = None, with_unet: bool = True) ->
     tokenizers = (pipe.tokenizer, pipe.tokenizer_2) if two else (pipe.tokenizer,)
     for model in (pipe.unet, pipe.vae, *encoders):
         if model is not None:
-            model.requires_grad_(False).eval()
+            model.requires_grad_(False).eval().float()
     unet = pipe.unet if with_unet else None
     return FrozenBase(Base.SDXL if two else Base.SD15, unet, pipe.vae, encoders, tokenizers, _schedule(pipe))
+
+
+def _no_bars() -> None:
+    """Our own commands show how far they are; a bar for each file would push that off the screen."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _schedule(pipe: Any) -> Any:
@@ -152,7 +162,7 @@ def _load_folder(path: Path, with_unet: bool) -> Any:
     absent = {"unet": None} if not with_unet else {}
     absent |= {"safety_checker": None, "feature_extractor": None} if name == "StableDiffusionPipeline" else {}
     try:
-        return names[name].from_pretrained(path, local_files_only=True, torch_dtype=torch.float32, **absent)
+        return names[name].from_pretrained(path, local_files_only=True, **absent)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is not a whole diffusers pipeline: {str(error).splitlines()[0]}") from error
 
@@ -162,14 +172,18 @@ def _load_single_file(path: Path, config: Path | None) -> Any:
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path.name} is no .safetensors file; take that version of the checkpoint: others can run code.")
+        raise ValueError(
+            f"{path.name} is no .safetensors file; take that version of the checkpoint: others can run code."
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             keys = set(file.keys())
     except SafetensorError as error:
         raise ValueError(f"{path.name} is not a whole safetensors file; download it again.") from error
     if "model.diffusion_model.input_blocks.0.0.weight" not in keys:
-        raise ValueError(f"{path.name} is no checkpoint of SD1.5 or SDXL with its autoencoder and text encoders inside.")
+        raise ValueError(
+            f"{path.name} is no checkpoint of SD1.5 or SDXL with its autoencoder and text encoders inside."
+        )
     sdxl = any(key.startswith("conditioner.embedders.1.") for key in keys)
     kind = StableDiffusionXLPipeline if sdxl else StableDiffusionPipeline
     tokenizers = {"tokenizer": clip_tokenizer("<|endoftext|>")}
@@ -178,9 +192,7 @@ def _load_single_file(path: Path, config: Path | None) -> Any:
     else:
         tokenizers |= {"safety_checker": None, "feature_extractor": None}
     folder = config or BASE_CONFIGS / ("sdxl" if sdxl else "sd15")
-    return kind.from_single_file(
-        str(path), config=str(folder), local_files_only=True, torch_dtype=torch.float32, **tokenizers
-    )
+    return kind.from_single_file(str(path), config=str(folder), local_files_only=True, **tokenizers)
 
 
 def clip_tokenizer(padding: str) -> Any:

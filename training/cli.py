@@ -1,10 +1,11 @@
 """Verbs and their typed settings: a TOML file, then options of the command line over it; an unknown one is an error."""
 
 import importlib
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 # verb: (module, its settings, what it does); imported on use, since most verbs import torch and diffusers.
 VERBS: dict[str, tuple[str, str, str]] = {

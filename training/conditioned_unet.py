@@ -50,7 +50,9 @@ def cross_attentions(unet: nn.Module) -> list[tuple[int, int]]:
     names = [name.removesuffix(".processor") for name in unet.attn_processors]
     found = [(n, name) for n, name in enumerate(names) if name.endswith("attn2")]
     if [n for n, _ in found] != list(range(1, len(names), 2)):
-        raise ValueError("The base's UNet is not built of pairs of self- and cross-attention, as SD1.5's and SDXL's are.")
+        raise ValueError(
+            "The base's UNet is not built of pairs of self- and cross-attention, as SD1.5's and SDXL's are."
+        )
     return [(n, unet.get_submodule(name).to_q.out_features) for n, name in found]
 
 

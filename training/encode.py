@@ -116,12 +116,12 @@ def _features_of_shard(
     decoded = _decoded_samples(encoders, Shards([path], tally), config, tally)
     while batch := list(islice(decoded, config.batch_size)):
         for item, tensors in zip(batch, _encode_batch(encoders, batch, config), strict=True):
-            yield item.key, {"json": item.words, "safetensors": save(tensors)}
+            yield item.key, {**item.files, "safetensors": save(tensors)}
 
 
 class _Decoded(NamedTuple):
     key: str
-    words: bytes
+    files: dict[str, bytes]
     prompt: str
     condition: Tensor
     target: Tensor
@@ -139,7 +139,8 @@ def _decoded_samples(encoders: Encoders, shard: Shards, config: EncodeConfig, ta
         tally.good()
         yield _Decoded(
             key=shard.samples[index][1],
-            words=files["json"],
+            # Validation looks at pictures, too; training only at their features.
+            files=files if "validation" in shard.paths[0].name else {"json": files["json"]},
             prompt=sample.prompt,
             condition=encoders.image_tower.preprocess(picture_tensor(condition))[0],
             target=target_pixels(target, config.resolution),
@@ -155,8 +156,9 @@ def _encode_batch(encoders: Encoders, batch: list[_Decoded], config: EncodeConfi
     }
     dtype = PRECISIONS[config.precision]
     for n in range(len(batch)):
-        latents = {"latent_mean": mean[n].float().cpu().clone(), "latent_deviation": deviation[n].float().cpu().clone()}
-        yield latents | {name: states[n].to("cpu", dtype).clone() for name, states in tokens.items()}
+        latents = {"latent_mean": mean[n].float(), "latent_deviation": deviation[n].float()}
+        words = {name: states[n].to(dtype) for name, states in tokens.items()}
+        yield {name: tensor.cpu().contiguous() for name, tensor in (latents | words).items()}
 
 
 def _write_words(encoders: Encoders, config: EncodeConfig) -> None:

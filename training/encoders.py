@@ -39,7 +39,7 @@ class HuggingFaceImageTower(nn.Module):
         from transformers import CLIPVisionModelWithProjection
 
         super().__init__()
-        self.model = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        self.model = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True).float()
         self.image_size: int = self.model.config.image_size
         self.image_width: int = self.model.config.hidden_size
 

@@ -143,9 +143,7 @@ class ScribbleMaker(Generator):
 
         super().__init__(settings)
         try:
-            network = ControlNetModel.from_pretrained(
-                settings.controlnet, local_files_only=True, torch_dtype=torch.float32
-            )
+            network = ControlNetModel.from_pretrained(settings.controlnet, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ValueError(f"{settings.controlnet} is no folder of a diffusers ControlNet: {error}") from error
         self.controlnet = network.requires_grad_(False).eval().to(self.device, self.base.unet.dtype)

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from ipadapter_instruct_core.tasks import EVERYTHING_ROW, Task
+from PIL import Image
 from torch import Tensor
+from training.datasets.sample import Sample
 from training.draws import Draw, Dropped
 from training.encode import INSTRUCTIONS, ROWS
 from training.encoders import Encoders, picture_tensor, target_pixels
@@ -42,6 +44,10 @@ class Source:
 
     def _shards(self, folder: Path) -> list[Path]:
         return [folder / shard["name"] for shard in read_manifest(folder, "build")["shards"]]
+
+    def pictures(self, index: int) -> tuple[Image.Image, Image.Image]:
+        """Condition and target of a sample; shards of features hold them for validation samples alone."""
+        return Sample.from_members(self.shards[index]).pictures()
 
     def item(self, draw: Draw) -> dict[str, Any]:
         """What a step needs of one draw, dropped conditions replaced.
@@ -147,8 +153,6 @@ class RawSource(Source):
         return with_subject(phrase, subject) if subject and draw.task is Task.OBJECT else phrase
 
     def item(self, draw: Draw) -> dict[str, Any]:
-        from training.datasets.sample import Sample
-
         sample = Sample.from_members(self.shards[draw.sample])
         condition, target = sample.pictures()
         pixels = self.preprocess(picture_tensor(condition))[0]

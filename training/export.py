@@ -1,0 +1,47 @@
+"""`export`: a run's checkpoint -> the file that the nodes load."""
+
+import logging
+from pathlib import Path
+
+from ipadapter_instruct_core.checkpoint import check_target, load, save
+from pydantic import BaseModel, ConfigDict
+from training import checkpoints
+from training.run_state import ADAPTER, AVERAGE
+
+log = logging.getLogger("ipadapter_instruct")
+
+
+class ExportConfig(BaseModel):
+    """Settings of `python -m training export`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    run: Path
+    """Folder of the run."""
+    out: Path
+    """File to write, .safetensors or .bin, in the released layout; for ComfyUI, in models/ipadapter."""
+    step: int | None = None
+    """Step of the checkpoint; by default the last good one."""
+    averaged: bool = True
+    """Take the moving average where the run kept one."""
+    half: bool = False
+    """Write float16, half the size."""
+
+
+def run(config: ExportConfig) -> None:
+    """Raises ValueError where there is no good checkpoint, or the file cannot be written there."""
+    check_target(config.out)
+    folder = config.run / "checkpoints"
+    checkpoint = checkpoints.newest(folder) if config.step is None else checkpoints.path_of(folder, config.step)
+    if checkpoint is None or not checkpoints.is_whole(checkpoint):
+        raise ValueError(
+            f"{config.run} holds no whole checkpoint{'' if config.step is None else f' of step {config.step}'}."
+        )
+    averaged = config.averaged and (checkpoint / AVERAGE).is_file()
+    adapter = load(checkpoint / (AVERAGE if averaged else ADAPTER))
+    if config.half:
+        adapter.half()
+    state = checkpoints.read_state(checkpoint)
+    tasks = state["config"]["tasks"] or "all"
+    save(config.out, adapter, steps=str(state["step"]), tasks=",".join(tasks) if isinstance(tasks, dict) else tasks)
+    log.info("export: %s, step %d%s", config.out, state["step"], ", averaged" if averaged else "")

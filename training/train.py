@@ -1,0 +1,334 @@
+"""`train`: the loop, from features or raw shards to checkpoints, on one process or many."""
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from ipadapter_instruct_core.adapter import Adapter
+from ipadapter_instruct_core.config import InstructionEncoder
+from torch import Tensor
+from tqdm import tqdm
+from training import checkpoints
+from training.base import FrozenBase, load_base
+from training.batches import Slots, loader
+from training.conditioned_unet import prepare_unet
+from training.draws import Draws
+from training.encoders import EncoderPaths, Encoders, load_encoders
+from training.instructions import fixed, load_bank
+from training.run_log import VALIDATION, RunLog
+from training.run_state import RunState
+from training.settings import TrainConfig
+from training.shards import Tally, write_json
+from training.source import FeatureSource, RawSource, Source, encode_batch
+from training.trained import TrainedAdapter, losses, start_adapter
+from training.validation import Validator
+
+log = logging.getLogger("ipadapter_instruct")
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+# What may change when a run goes on: none of these changes what is learned.
+FREE_SETTINGS = {
+    "out", "micro_batch_size", "workers", "cpu", "gradient_checkpointing", "compile", "checkpoint_every", "keep",
+    "log_every", "trackers", "validation", "max_skipped",
+}  # fmt: skip
+
+
+def run(config: TrainConfig) -> None:
+    """Train, or go on with a run that was interrupted.
+
+    Raises:
+        ValueError: settings, data and models do not fit one another, or the loss is no longer a number.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        cpu=config.cpu,
+        log_with=config.trackers or None,
+        project_config=ProjectConfiguration(str(config.out), logging_dir=str(config.out)),
+    )
+    accelerator.gradient_accumulation_steps = accumulation(config, accelerator.num_processes)
+    if accelerator.is_main_process:
+        config.out.mkdir(parents=True, exist_ok=True)
+        hold_to_settings(config)
+    accelerator.wait_for_everyone()
+    try:
+        Trainer(config, accelerator).train()
+    finally:
+        accelerator.end_training()
+
+
+def accumulation(config: TrainConfig, processes: int) -> int:
+    """Micro-batches that each process takes before a step."""
+    share, rest = divmod(config.batch_size, processes)
+    micro = min(config.micro_batch_size, share)
+    if rest or not share or share % micro:
+        raise ValueError(
+            f"batch_size {config.batch_size} cannot be cut into {processes} processes of micro-batches of "
+            f"{config.micro_batch_size}; choose a multiple of {processes * config.micro_batch_size}."
+        )
+    return share // micro
+
+
+def hold_to_settings(config: TrainConfig) -> None:
+    """Keep the settings with the run, and hold a resumed run to them."""
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in FREE_SETTINGS}
+    path = config.out / CONFIG
+    if not path.exists():
+        write_json(path, settings)
+        return
+    before = json.loads(path.read_text())
+    changed = next((key for key, value in settings.items() if before.get(key) != value), None)
+    if changed:
+        raise ValueError(
+            f"{config.out} holds a run with {changed} = {before.get(changed)}, not {settings[changed]}; "
+            "give another --out, or the setting as it was."
+        )
+
+
+class Trainer:
+    """One process's part of a run."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+        self.config, self.accelerator, self.main = config, accelerator, accelerator.is_main_process
+        self.dtype = DTYPES[config.precision]
+        self.tally = Tally(config.max_skipped)
+        self.base, self.encoders, self.source, validation = load_data(config, self.tally)
+        adapter = self._prepare_models()
+        optimizer = torch.optim.AdamW(
+            adapter.parameters(), config.learning_rate, weight_decay=config.weight_decay, foreach=True
+        )
+        self.schedule = learning_rate_schedule(optimizer, config)
+        self.model, self.optimizer = accelerator.prepare(adapter, optimizer)
+        self.state = RunState(accelerator, self.model, self.optimizer, config.ema)
+        self.validator = Validator(config, self.base, self.encoders, validation) if validation and self.main else None
+        weights = config.tasks or dict.fromkeys(self.source.by_task, 1.0)
+        missing = [task.value for task, weight in weights.items() if weight > 0 and task not in self.source.by_task]
+        if missing:
+            raise ValueError(
+                f"The data hold no samples of the task {missing[0]}; leave it out of `tasks`, or build some."
+            )
+        timesteps = self.base.schedule.config.num_train_timesteps
+        self.draws = Draws(config.seed, self.source.by_task, weights, config.dropout, timesteps)
+        self.stopping = False
+
+    def _prepare_models(self) -> TrainedAdapter:
+        config, base, device = self.config, self.base, self.accelerator.device
+        layers = prepare_unet(base.unet)
+        first = next(index for places in self.source.by_task.values() for index in places)
+        adapter = start_adapter(
+            config.start,
+            config.projector,
+            state_widths(self.source, self.encoders, first),
+            layers,
+            base.kind,
+            instruction_encoder(self.source, self.encoders),
+            config.seed,
+        )
+        torch.nn.Module.to(base.unet, device, self.dtype)  # diffusers' own warns of layers that SD has not
+        if self.encoders is not None:
+            self.encoders.to(device, self.dtype)
+        elif self.main:
+            base.vae.to(device)  # for validation pictures
+        if config.gradient_checkpointing:
+            base.unet.enable_gradient_checkpointing()
+            base.unet.train()  # diffusers checkpoints in this mode alone; SD's UNets have no dropout to wake
+        self.unet = torch.compile(base.unet) if config.compile else base.unet
+        return TrainedAdapter(adapter.train())
+
+    def train(self) -> None:
+        """All steps that are left, with logs, validations and checkpoints between them."""
+        config, accelerator = self.config, self.accelerator
+        first_step = self._resume()
+        if config.trackers:
+            accelerator.init_trackers("", config={k: str(v) for k, v in config.model_dump(mode="json").items()})
+        self.log = RunLog(accelerator, config.out, first_step)
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
+        bar = tqdm(total=config.steps, initial=first_step, desc="train", unit="step", disable=not self.main)
+        batches = self._batches(first_step)
+        self.log.restart()
+        for step in range(first_step + 1, config.steps + 1):
+            self._step(batches)
+            bar.update()
+            last = step == config.steps
+            if step % config.log_every == 0 or last:
+                self.log.check(step, checkpoints.newest(self.folder) if self.main else None)
+                bar.set_postfix(
+                    loss=f"{self.log.line(step, config.batch_size, self.schedule.get_last_lr()[0])['loss']:.4f}"
+                )
+            if config.validation.every and (step % config.validation.every == 0 or last):
+                self._validate(step)
+            stop = self._asked_to_stop(step)
+            if step % config.checkpoint_every == 0 or last or stop:
+                self._save(step)
+            if stop:
+                log.info("train: stopped at step %d, as asked; the same command goes on from there", step)
+                return
+        bar.close()
+        self._report()
+
+    @property
+    def folder(self) -> Path:
+        return self.config.out / CHECKPOINTS
+
+    def _resume(self) -> int:
+        checkpoint = checkpoints.newest(self.folder)
+        if checkpoint is None:
+            return 0
+        state = checkpoints.read_state(checkpoint)
+        self.state.load(checkpoint, state)
+        for _ in range(state["step"]):
+            self.schedule.step()
+        if self.main:
+            log.info("train: going on from %s", checkpoint)
+        return state["step"]
+
+    def _batches(self, first_step: int) -> Iterator[dict[str, Any]]:
+        accelerator, config = self.accelerator, self.config
+        slots = Slots(
+            first_step + 1,
+            config.steps + 1,
+            config.batch_size,
+            accelerator.gradient_accumulation_steps,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        return iter(loader(self.source, self.draws, slots, config.workers, accelerator.device.type == "cuda"))
+
+    def _step(self, batches: Iterator[dict[str, Any]]) -> None:
+        accelerator = self.accelerator
+        for _ in range(accelerator.gradient_accumulation_steps):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
+            for damaged in batch["damaged"]:
+                for name, why in damaged:
+                    log.warning("train: skipped %s: %s", name, why)
+                    self.tally.skip(name, why)
+            self.tally.good(len(batch["name"]))
+            with accelerator.accumulate(self.model):
+                values = losses(self.unet, self.model, self.base.schedule, self._on_device(batch), self.dtype)
+                accelerator.backward(values.mean())
+                if accelerator.sync_gradients and self.config.max_grad_norm:
+                    accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.log.add(batch["name"], batch["task"].to(values.device), values, waited)
+        self.schedule.step()
+        self.state.average()
+
+    def _on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        device = self.accelerator.device
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        if self.encoders is not None:
+            with torch.no_grad():
+                moved = encode_batch(self.encoders, moved)
+        if "pooled" in moved:
+            side = moved["latents"].shape[-1] * 8
+            moved["time_ids"] = self.base.size_condition(side, len(moved["latents"])).to(device)
+        return moved
+
+    def _asked_to_stop(self, step: int) -> bool:
+        """Whether SIGTERM came, to this or another process; these agree at the steps that are logged."""
+        if self.accelerator.num_processes == 1:
+            return self.stopping
+        if step % self.config.log_every:
+            return False
+        flag = torch.tensor(int(self.stopping), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum"))
+
+    def _validate(self, step: int) -> None:
+        started = time.perf_counter()
+        state = self.state.weights(averaged=True)
+        if self.validator is not None:
+            scores = self.validator(step, Adapter.from_state_dict(state).to(self.accelerator.device))
+            self.log.write(VALIDATION, step, scores)
+            flat = {f"validation/{task}/{name}": value for task, part in scores.items() for name, value in part.items()}
+            self.accelerator.log(flat, step=step)
+        self.accelerator.wait_for_everyone()
+        self.log.started += time.perf_counter() - started  # not a part of the steps' time
+
+    def _save(self, step: int) -> None:
+        started = time.perf_counter()
+        self.log.check(step, checkpoints.newest(self.folder) if self.main else None)
+        metadata = {"config": self.config.model_dump(mode="json"), **self.state.facts()}
+        checkpoints.save(self.folder, step, self.state.write, metadata, self.config.keep, self.main)
+        self.accelerator.wait_for_everyone()
+        self.log.started += time.perf_counter() - started
+
+    def _report(self) -> None:
+        if self.main:
+            log.info("train: done; `python -m training export --run %s --out FILE.safetensors`", self.config.out)
+        if self.tally.skipped:
+            log.warning("train: %d damaged samples were skipped", len(self.tally.skipped))
+
+
+def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders | None, Source, Source | None]:
+    """The base, the encoders where raw shards are trained on, the training samples, and those for validation."""
+    validate = config.validation.every > 0
+    if config.features is not None:
+        is_fixed = config.instructions == "fixed"
+        source = FeatureSource(config.features, "train", tally, is_fixed)
+        base = load_base(config.base, config.base_config)
+        hold_to_encoders(source, base)
+        validation = FeatureSource(config.features, "validation", tally, True) if validate else None
+        return base, None, source, validation
+    paths = EncoderPaths(
+        base=config.base,
+        image_encoder=config.image_encoder,
+        instruction_encoder=config.instruction_encoder,
+        base_config=config.base_config,
+    )
+    encoders = load_encoders(paths, with_unet=True)
+    phrases = load_bank() if config.instructions == "bank" else {task: [text] for task, text in fixed().items()}
+    made = (encoders.image_tower.preprocess, config.resolution)
+    source = RawSource(config.data, "train", tally, *made, phrases)
+    constant = {task: [text] for task, text in fixed().items()}
+    validation = RawSource(config.data, "validation", tally, *made, constant) if validate else None
+    return encoders.base, encoders, source, validation
+
+
+def hold_to_encoders(source: FeatureSource, base: FrozenBase) -> None:
+    """Raises ValueError where features were made with other encoders than the base's."""
+    made, own = source.settings["encoders"], base.identities()
+    for name, identity in own.items():
+        if made.get(name) != identity:
+            raise ValueError(
+                f"The features in {source.features} were made with another {name.replace('_', ' ')} than this base "
+                f"has ({made.get(name)}, not {identity}); encode the data with this base, or train on that one."
+            )
+
+
+def state_widths(source: Source, encoders: Encoders | None, index: int) -> dict[str, int]:
+    """Width of each kind of states: of the picture, the instruction, the prompt, and the UNet's text."""
+    if encoders is None:
+        from safetensors.torch import load
+
+        features = load(source.shards[index]["safetensors"])
+        prompt = features.get("prompt", features["text"])
+        states = {"image": features["image"], "text": features["text"], "prompt": prompt}
+        states["instruction"] = source.rows["empty_instruction"]
+    else:
+        rows = encoders.rows()
+        states = {"image": rows["zero_image"], "text": rows["empty_text"], "instruction": rows["empty_instruction"]}
+        states["prompt"] = rows.get("empty_prompt", rows["empty_text"])
+    return {name: tensor.shape[-1] for name, tensor in states.items()}
+
+
+def instruction_encoder(source: Source, encoders: Encoders | None) -> InstructionEncoder:
+    return (
+        InstructionEncoder(source.settings["instruction_encoder"]) if encoders is None else encoders.instruction_encoder
+    )
+
+
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any:
+    from diffusers.optimization import get_scheduler
+
+    return get_scheduler(config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps)
