@@ -16,6 +16,8 @@ import skimage
 import sklearn
 from PIL import Image, ImageEnhance, ImageOps
 from pyarrow import parquet
+from training.datasets.face import Face
+from training.datasets.object import Object
 
 SKIMAGE = Path(skimage.__file__).parent / "data"
 SKLEARN = Path(sklearn.__file__).parent / "datasets" / "images"
@@ -255,3 +257,20 @@ def make_own_folder(folder: Path, count: int = 10) -> Path:
         path = save(folder / f"part{number % 2}" / f"{name}.jpg", image)
         path.with_suffix(".txt").write_text(f"{caption}\n")
     return folder
+
+
+def coco(folder: Path, **settings: object) -> Object:
+    """The settings that read what `make_coco` made."""
+    files = {name: folder / f"{name}.json" for name in ("instances", "captions")}
+    return Object(**files, images=folder / "images", **settings)
+
+
+def celeba(folder: Path, wild: bool = False, **settings: object) -> Face:
+    """The settings that read what `make_celeba` made."""
+    where = (
+        {"images": folder / "img_celeba", "landmarks": folder / "list_landmarks_celeba.txt"}
+        if wild
+        else {"images": folder / "img_align_celeba", "landmarks": folder / "list_landmarks_align_celeba.txt"}
+    )
+    boxes = folder / "list_bbox_celeba.txt" if wild else None
+    return Face(identities=folder / "identity_CelebA.txt", boxes=boxes, **where, **settings)

@@ -1,20 +1,20 @@
 """Each source gives the samples that the paper describes, from files as they come on disk."""
 
 import csv
-import io
 import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow
 import pytest
+from comparing import assert_alike, pixels
 from ipadapter_instruct_core.tasks import Task
-from PIL import Image, ImageOps
-from pyarrow import parquet
+from PIL import Image
 from sources import (
     FACE_BOX,
     OBJECTS,
     PHOTOGRAPHS,
+    celeba,
+    coco,
     jpeg,
     make_celeba,
     make_coco,
@@ -29,10 +29,7 @@ from sources import (
 )
 from training.canny import edge_map
 from training.datasets.composition import Composition
-from training.datasets.face import Face
-from training.datasets.object import Object
 from training.datasets.own import Own
-from training.datasets.pictures import kept, pictures_in, texts_in
 from training.datasets.replication import Replication
 from training.datasets.sample import decode_picture
 from training.datasets.source import Item, Source
@@ -48,31 +45,6 @@ def plan(source: Source, seed: int = 0) -> list[Item]:
     assert len({item.source_id for item in items}) == len(items)
     assert items == list(source.plan(seed)), "the same plan every time"
     return items
-
-
-def pixels(content: bytes) -> np.ndarray:
-    return np.asarray(decode_picture(content), dtype=np.float32)
-
-
-def assert_alike(picture: np.ndarray, other: np.ndarray, tolerance: float = 4) -> None:
-    """The same picture, but for what JPEG and resizing change."""
-    assert picture.shape == other.shape
-    assert np.abs(picture - other.astype(np.float32)).mean() < tolerance
-
-
-def coco(folder: Path, **settings: object) -> Object:
-    files = {name: folder / f"{name}.json" for name in ("instances", "captions")}
-    return Object(**files, images=folder / "images", **settings)
-
-
-def celeba(folder: Path, wild: bool = False, **settings: object) -> Face:
-    where = (
-        {"images": folder / "img_celeba", "landmarks": folder / "list_landmarks_celeba.txt"}
-        if wild
-        else {"images": folder / "img_align_celeba", "landmarks": folder / "list_landmarks_align_celeba.txt"}
-    )
-    boxes = folder / "list_bbox_celeba.txt" if wild else None
-    return Face(identities=folder / "identity_CelebA.txt", boxes=boxes, **where, **settings)
 
 
 def test_replication_is_the_picture_with_its_own_prompt(tmp_path):
@@ -93,19 +65,6 @@ def test_pictures_of_one_prompt_are_one_group(tmp_path):
     (tmp_path / "anno.jsonl").write_text("\n".join(map(json.dumps, lines)))
     groups = [item.group for item in plan(Replication(annotations=tmp_path / "anno.jsonl", images=tmp_path))]
     assert groups[0] == groups[1] != groups[2]
-
-
-def test_pictures_are_shrunk_to_a_short_side_and_never_enlarged():
-    coffee = jpeg(photograph("coffee"))  # 600 by 400
-    assert decode_picture(kept(coffee, 256)).size == (384, 256)
-    assert_alike(
-        pixels(kept(coffee, 256)), np.asarray(photograph("coffee").resize((384, 256), Image.Resampling.LANCZOS))
-    )
-    assert kept(coffee, 0) is coffee and kept(coffee, 400) is coffee
-    png = io.BytesIO()
-    photograph("coffee").save(png, "PNG")
-    assert kept(png.getvalue(), 0) == png.getvalue()
-    assert kept(png.getvalue(), 1000).startswith(b"\xff\xd8\xff"), "what is not a JPEG becomes one"
 
 
 def test_style_pairs_pictures_with_titles_of_the_art_list(tmp_path):
@@ -138,21 +97,6 @@ def test_style_pictures_may_get_several_targets_each(tmp_path):
     items = plan(source)
     assert len(items) == 24 and len({item.group for item in items}) == 12
     assert all(one.prompt != other.prompt for one, other in zip(items[0::2], items[1::2], strict=True))
-
-
-@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl", "parquet"])
-def test_lists_of_prompts_in_every_format(tmp_path, ending):
-    texts, path = ["a mill, at noon", "zwei Tänzer"], tmp_path / f"art.{ending}"
-    if ending == "txt":
-        path.write_text("\n".join(["", *texts, " "]), encoding="utf-8")
-    elif ending == "csv":
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["id", "prompt"], [1, texts[0]], [2, texts[1]], [3, ""]])
-    elif ending == "jsonl":
-        path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in [*texts, None]), encoding="utf-8")
-    else:
-        parquet.write_table(pyarrow.table({"id": [1, 2, 3], "prompt": [*texts, None]}), path)
-    assert texts_in(path) == texts
 
 
 def test_an_object_is_cut_out_by_its_box_and_padded_to_a_square(tmp_path):
@@ -225,20 +169,6 @@ def test_composition_follows_the_edges_of_the_captioned_picture(tmp_path):
     assert sample.condition == jpeg(rows[0][2]) and sample.target is None and sample.task is Task.COMPOSITION
     assert sample.condition_prompt == sample.prompt
     assert source.guide(sample) == edge_map(decode_picture(sample.condition), 256)
-
-
-def test_edges_are_white_lines_on_black_where_the_brightness_steps():
-    step = np.full((64, 96, 3), 100, np.uint8)  # 96 wide: the middle square is columns 16 to 79
-    step[:, 48:] = 160
-    edges = np.asarray(edge_map(Image.fromarray(step), 64))
-    assert edges.shape == (64, 64, 3) and set(np.unique(edges)) == {0, 255}
-    assert (edges[2:-2, 31:33] == 255).all(), "the two columns beside the step, whose gradients are the same"
-    assert not edges[:, :31].any() and not edges[:, 33:].any()
-    # A step of s in 0..255 has a Sobel gradient of 4s: from 50 on it is over the threshold of 200, 20 is under both.
-    with pytest.raises(ValueError, match="no edges"):
-        edge_map(Image.fromarray(np.where(step == 160, 120, 100).astype(np.uint8)), 64)
-    photo = np.asarray(edge_map(photograph("astronaut"), 512))[..., 0] / 255
-    assert 0.02 < photo.mean() < 0.15
 
 
 def test_faces_are_pairs_of_one_identity_half_of_them_zoomed(tmp_path):
@@ -340,29 +270,3 @@ def test_own_data_from_a_folder_of_captioned_pictures(tmp_path):
     by_id = {item.source_id: item for item in items}
     assert by_id["part1/cat-0.jpg"].prompt == PHOTOGRAPHS["cat"][1]
     assert source.make(by_id["part1/cat-0.jpg"], size=0).target is None
-
-
-def test_turned_and_transparent_pictures_are_made_upright_and_white(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored on its side
-    buffer = io.BytesIO()
-    photograph("cat").rotate(90, expand=True).save(buffer, "JPEG", exif=exif, quality=95)
-    assert_alike(pixels(kept(buffer.getvalue(), 128)), np.asarray(ImageOps.contain(photograph("cat"), (192, 128))), 6)
-    seen = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
-    buffer = io.BytesIO()
-    seen.save(buffer, "PNG")
-    assert (pixels(kept(buffer.getvalue(), 512)) == 255).all()
-
-
-def test_parquet_pictures_are_read_row_by_row(tmp_path):
-    contents = [f"picture {n}".encode() for n in range(11)]
-    table = pyarrow.table(
-        {"image": [{"bytes": content, "path": None} for content in contents], "text": list("abcdefghijk")}
-    )
-    parquet.write_table(table, tmp_path / "some.parquet", row_group_size=3)
-    found = list(pictures_in(tmp_path / "some.parquet"))
-    assert [(place.read(), caption) for _, place, caption in reversed(found)] == list(
-        zip(reversed(contents), "kjihgfedcba", strict=True)
-    )
-    parquet.write_table(pyarrow.table({"jpg": contents}), tmp_path / "bare.parquet", row_group_size=4)
-    assert [place.read() for _, place, _ in pictures_in(tmp_path / "bare.parquet")] == contents

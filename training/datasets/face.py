@@ -150,7 +150,7 @@ def _table(path: Path, what: str, columns: Sequence[str]) -> dict[str, list[int]
             values = []
         if len(values) != len(header):
             raise ValueError(
-                f"{path}, line {number} has no {len(header)} whole numbers after the name; {what} is expected."
+                f"{path}, line {number} is not a picture's name and {len(header)} whole numbers; {what} is expected."
             )
         rows[line[0]] = [values[place] for place in places]
     return rows

@@ -1,6 +1,7 @@
 """Where pictures and texts lie in a source dataset: files, folders and parquet tables; and how they are kept."""
 
 import csv
+import io
 import json
 import os
 from bisect import bisect_right
@@ -201,10 +202,11 @@ def texts_in(path: Path, column: str = "") -> list[str]:
             texts = file.read(columns=[found]).column(0).to_pylist() if found else []
     elif path.suffix in (".csv", ".jsonl"):
         if path.suffix == ".csv":
-            records: list[dict[str, Any]] = list(csv.DictReader(read_text(path, what).splitlines()))
+            table = csv.DictReader(io.StringIO(read_text(path, what)))
+            names, records = list(table.fieldnames or []), list(table)
         else:
             records = [record for _, record in json_lines(path, what)]
-        names = list(records[0]) if records else []
+            names = list(records[0]) if records else []
         found = next((name for name in ([column] if column else CAPTION_COLUMNS) if name in names), None)
         texts = [record.get(found) for record in records] if found else []
     else:
