@@ -8,6 +8,7 @@ import torch
 from ipadapter_instruct_core.tasks import Task
 from torch import Tensor
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +122,9 @@ class Embedder:
     def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         if not items:
             raise ValueError("There is nothing to embed; hand over at least one picture or text.")
-        return (items[start : start + self.batch_size] for start in range(0, len(items), self.batch_size))
+        starts = range(0, len(items), self.batch_size)
+        progress = tqdm(starts, "Embedding", unit="batch", leave=False, disable=len(starts) < 10)
+        return (items[start : start + self.batch_size] for start in progress)
 
 
 def _pixels(image: "Image.Image") -> Tensor:
