@@ -56,11 +56,11 @@ def start_adapter(
     Raises:
         ValueError: the file does not fit the base, the features or the projector asked for.
     """
+    torch.manual_seed(seed)  # a new linear layer's own initialisation takes no generator
     generator = torch.Generator().manual_seed(seed)
     prompt_width = widths["prompt"] if projector == "released" else None
     instruction_width = None if projector == "ip-adapter-plus" else widths["instruction"]
     if start is None:
-        torch.manual_seed(seed)  # nn.Linear's own initialisation takes no generator
         config = replace(
             SCRATCH[kind],
             image_width=widths["image"],
