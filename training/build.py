@@ -1,17 +1,15 @@
 """`build`: a source dataset -> shards of samples and a manifest; goes on where it stopped, alone or on many ranks."""
 
 import errno
-import hashlib
-import json
 import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from PIL import Image
@@ -19,24 +17,32 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 from training.datasets.composition import Composition
 from training.datasets.face import Face
+from training.datasets.ledger import (
+    PLAN,
+    Block,
+    blocks_of,
+    claim,
+    count,
+    finish_block,
+    finished,
+    plan_hash,
+    write_manifest,
+)
 from training.datasets.object import Object
 from training.datasets.own import Own
 from training.datasets.pictures import shrunk
 from training.datasets.replication import Replication
 from training.datasets.sample import Sample, encode_picture
 from training.datasets.source import Item, chance
-from training.datasets.splits import SPLITS, choose
+from training.datasets.splits import choose
 from training.datasets.style import Style
 from training.datasets.targets import TargetMaker, target_maker
 from training.endpoint import Endpoint
 from training.prompts import describe_picture
-from training.shards import MANIFEST, Tally, sha256, write_json, write_shard
+from training.shards import MANIFEST, Tally, write_shard
 
 logger = logging.getLogger("ipadapter_instruct")
 
-SETTINGS = "settings.json"
-BLOCKS = "blocks"  # folder with one JSON file a finished shard
-SOURCE_CHANGED = "source contents"
 # Settings under which the same samples come out, so that a build may be resumed with other ones.
 FREE_SETTINGS = {
     "out": True,
@@ -83,15 +89,6 @@ class BuildConfig(BaseModel):
 Prepared = tuple[Item, Sample | str, Image.Image | None]  # a sample or why there is none, what its target follows
 
 
-@dataclass(frozen=True)
-class Block:
-    """The items of one shard."""
-
-    name: str
-    split: str
-    items: list[Item]
-
-
 def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
     """Build this rank's share of the shards; the rank that finishes last writes the manifest.
 
@@ -104,11 +101,14 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
     """
     rank, world = ranks()
     splits = choose(config.source.plan(config.seed), config.validation, config.limit, config.seed)
-    blocks = list(_blocks(splits, config.samples_per_shard))
+    blocks = list(blocks_of(splits, config.samples_per_shard))
+    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS) | {PLAN: plan_hash(splits)}
+    if config.prompts == "source":
+        del settings["endpoint"]
     try:
-        settings = _claim(config, splits)
+        claim(config.out, settings)
         _build(config, blocks[rank::world], maker, rank)
-        finished = _finish(config, settings, blocks)
+        whole = write_manifest(config.out, config.source.kind, settings, blocks, Tally(config.max_skipped))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -116,7 +116,7 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
             f"The disk that holds {config.out} is full; make room and give the same command again, "
             "which goes on with the first shard that is not finished."
         ) from error
-    if not finished:
+    if not whole:
         logger.info(f"Rank {rank} of {world} is done; the last one to finish writes {config.out / MANIFEST}.")
 
 
@@ -125,72 +125,16 @@ def ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _blocks(splits: dict[str, list[Item]], size: int) -> Iterator[Block]:
-    for split in SPLITS:
-        items = splits[split]
-        for number, start in enumerate(range(0, len(items), size)):
-            yield Block(f"{split}-{number:05d}", split, items[start : start + size])
-
-
-def _claim(config: BuildConfig, splits: dict[str, list[Item]]) -> dict[str, Any]:
-    """Write down what decides on the samples, or hold it against what the build was begun with; returns it."""
-    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS)
-    if config.prompts == "source":
-        del settings["endpoint"]
-    settings[SOURCE_CHANGED] = _digest(splits)
-    path = config.out / SETTINGS
-    foreign = (config.out / MANIFEST).exists() or any(config.out.glob("*.tar"))  # before another rank may write some
-    try:
-        before = _flat(json.loads(path.read_text()))
-    except FileNotFoundError:
-        if foreign:
-            raise ValueError(f"{config.out} holds shards that `build` did not make; name an empty folder.") from None
-        (config.out / BLOCKS).mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-        return settings
-    now = _flat(settings)
-    for name in before | now:
-        if before.get(name) == now.get(name):
-            continue
-        if name == SOURCE_CHANGED:
-            raise ValueError(
-                f"The source has changed since the build in {config.out} began; build into an empty folder."
-            )
-        raise ValueError(
-            f"{config.out} was begun with {name} = {before.get(name)}, not {now.get(name)}; "
-            "set it back to go on there, or build into an empty folder."
-        )
-    return settings
-
-
-def _digest(splits: dict[str, list[Item]]) -> str:
-    """A hash of all that the plan says, apart from where the source lies."""
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        for item in splits[split]:
-            words = [split, item.source_id, item.group, item.prompt, item.subject, item.condition_prompt]
-            digest.update(json.dumps(words).encode())
-    return digest.hexdigest()
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in settings.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
-
-
 def _build(config: BuildConfig, blocks: list[Block], maker: TargetMaker | None, rank: int) -> None:
     """Make the shards that are not there yet."""
     tally = Tally(config.max_skipped)
     waiting = []
     for block in blocks:
-        done = _finished(config.out, block)
+        done = finished(config.out, block)
         if done is None:
             waiting.append(block)
         else:
-            tally.seen += len(block.items)
-            tally.skipped += [(skip["name"], skip["why"]) for skip in done["skipped"]]
+            count(tally, done)
     if waiting and maker is None and config.source.generated is not None:
         maker = target_maker(config.source.generated)
     description = f"rank {rank}: building {config.source.kind}"
@@ -232,18 +176,10 @@ def _build_block(
     try:
         made = good(_prepared(config, block.items, pool))
         samples = _with_targets(config, made, maker) if config.source.generated else (sample for sample, _ in made)
-        count = write_shard(path, keyed(samples))
+        write_shard(path, keyed(samples))
     finally:
         pool.shutdown(cancel_futures=True)
-    summary = {
-        "split": block.split,
-        "samples": count,
-        "tasks": dict(sorted(tasks.items())),
-        "bytes": path.stat().st_size,
-        "sha256": sha256(path),
-        "skipped": [{"name": name, "why": why} for name, why in tally.skipped[first_skip:]],
-    }
-    write_json(config.out / BLOCKS / f"{block.name}.json", summary)
+    finish_block(config.out, block, tasks, tally.skipped[first_skip:])
 
 
 def _prepared(config: BuildConfig, items: list[Item], pool: ThreadPoolExecutor) -> Iterator[Prepared]:
@@ -286,47 +222,3 @@ def _with_targets(
         )
         for sample, picture in zip(samples, pictures, strict=True):
             yield replace(sample, target=encode_picture(shrunk(picture.convert("RGB"), config.size)))
-
-
-def _finished(out: Path, block: Block) -> dict[str, Any] | None:
-    """What a finished block holds; None for one that is to be made, or whose shard is gone or cut short."""
-    try:
-        summary = json.loads((out / BLOCKS / f"{block.name}.json").read_text())
-        size = (out / f"{block.name}.tar").stat().st_size
-    except FileNotFoundError:
-        return None
-    return summary if summary["bytes"] == size else None
-
-
-def _finish(config: BuildConfig, settings: dict[str, Any], blocks: list[Block]) -> bool:
-    """Write the manifest once every rank's shards are there; returns whether they are."""
-    summaries = [_finished(config.out, block) for block in blocks]
-    if None in summaries:
-        return False
-    tally = Tally(config.max_skipped)
-    tasks: Counter[str] = Counter()
-    counts = dict.fromkeys(SPLITS, 0)
-    shards = []
-    for block, summary in zip(blocks, summaries, strict=True):
-        tally.good(summary["samples"])
-        tally.seen += len(summary["skipped"])
-        tally.skipped += [(skip["name"], skip["why"]) for skip in summary["skipped"]]
-        tasks.update(summary["tasks"])
-        counts[block.split] += summary["samples"]
-        kept = {key: summary[key] for key in ("split", "samples", "bytes", "sha256")}
-        shards.append({"name": f"{block.name}.tar", **kept})
-    tally.check()
-    manifest = {
-        "dataset": config.source.kind,
-        "tasks": dict(sorted(tasks.items())),
-        "settings": settings,
-        "counts": counts,
-        "shards": shards,
-        "skipped": [{"name": name, "why": why} for name, why in tally.skipped],
-    }
-    write_json(config.out / MANIFEST, manifest)
-    print(
-        f"{config.out}: {counts['train']} samples to train on and {counts['validation']} to validate with, in "
-        f"{len(shards)} shards; {len(tally.skipped)} skipped" + (", named in its manifest." if tally.skipped else ".")
-    )
-    return True

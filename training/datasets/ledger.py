@@ -1,0 +1,144 @@
+"""What a build was begun with, which of its shards are finished, and the manifest of them all."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from training.datasets.source import Item
+from training.datasets.splits import SPLITS
+from training.shards import MANIFEST, Tally, sha256, write_json
+
+SETTINGS = "settings.json"
+BLOCKS = "blocks"  # folder with one JSON file a finished shard
+PLAN = "plan"  # the setting that is a hash of all samples to be made
+
+
+@dataclass(frozen=True)
+class Block:
+    """The items of one shard."""
+
+    name: str
+    split: str
+    items: list[Item]
+
+
+def blocks_of(splits: dict[str, list[Item]], size: int) -> Iterator[Block]:
+    """The splits cut into shards of ``size`` samples: the same ones whoever makes them."""
+    for split in SPLITS:
+        for number, start in enumerate(range(0, len(splits[split]), size)):
+            yield Block(f"{split}-{number:05d}", split, splits[split][start : start + size])
+
+
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Write down what decides on the samples, or hold it against what the build in ``out`` was begun with.
+
+    Raises:
+        ValueError: a setting has changed, or the folder holds other shards.
+    """
+    foreign = (out / MANIFEST).exists() or any(out.glob("*.tar"))  # seen before another rank may write some
+    try:
+        before = _flat(json.loads((out / SETTINGS).read_text()))
+    except FileNotFoundError:
+        if foreign:
+            raise ValueError(f"{out} holds shards that no build was begun with; name an empty folder.") from None
+        (out / BLOCKS).mkdir(parents=True, exist_ok=True)
+        write_json(out / SETTINGS, settings)
+        return
+    now = _flat(settings)
+    changed = [name for name in before | now if before.get(name) != now.get(name)]
+    if changed == [PLAN]:
+        raise ValueError(f"The source has changed since the build in {out} began; build into an empty folder.")
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{out} was begun with {name} = {before.get(name)}, not {now.get(name)}; "
+            "set it back to go on there, or build into an empty folder."
+        )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def plan_hash(splits: dict[str, list[Item]]) -> str:
+    """A hash of all that the items say, apart from where the source lies."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for item in splits[split]:
+            names = [field.name for field in fields(item) if field.name not in ("condition", "target")]
+            digest.update(json.dumps([split, *(getattr(item, name) for name in names)], default=str).encode())
+    return digest.hexdigest()
+
+
+def finish_block(out: Path, block: Block, tasks: Counter[str], skipped: list[tuple[str, str]]) -> None:
+    """Note that a shard is there: what it holds, and which of its items were skipped and why."""
+    path = out / f"{block.name}.tar"
+    summary = {
+        "split": block.split,
+        "samples": tasks.total(),
+        "tasks": dict(sorted(tasks.items())),
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "skipped": [{"name": name, "why": why} for name, why in skipped],
+    }
+    write_json(out / BLOCKS / f"{block.name}.json", summary)
+
+
+def finished(out: Path, block: Block) -> dict[str, Any] | None:
+    """What a finished shard holds; None for one that is to be made, or that is gone or cut short."""
+    try:
+        summary = json.loads((out / BLOCKS / f"{block.name}.json").read_text())
+        size = (out / f"{block.name}.tar").stat().st_size
+    except FileNotFoundError:
+        return None
+    return summary if summary["bytes"] == size else None
+
+
+def write_manifest(out: Path, dataset: str, settings: dict[str, Any], blocks: list[Block], tally: Tally) -> bool:
+    """Write the manifest if every shard is finished, whichever rank made it; returns whether they are.
+
+    Args:
+        tally: counts all samples.
+
+    Raises:
+        ValueError: too many samples were skipped.
+    """
+    summaries = [finished(out, block) for block in blocks]
+    if None in summaries:
+        return False
+    tasks: Counter[str] = Counter()
+    counts = dict.fromkeys(SPLITS, 0)
+    shards = []
+    for block, summary in zip(blocks, summaries, strict=True):
+        count(tally, summary)
+        tasks.update(summary["tasks"])
+        counts[block.split] += summary["samples"]
+        shards.append({"name": f"{block.name}.tar", **{key: summary[key] for key in ("samples", "bytes", "sha256")}})
+    tally.check()
+    manifest = {
+        "dataset": dataset,
+        "tasks": dict(sorted(tasks.items())),
+        "settings": settings,
+        "counts": counts,
+        "shards": shards,
+        "skipped": [{"name": name, "why": why} for name, why in tally.skipped],
+    }
+    write_json(out / MANIFEST, manifest)
+    print(
+        f"{out}: {counts['train']} samples to train on and {counts['validation']} to validate with, in {len(shards)} "
+        f"shards; {len(tally.skipped)} skipped{', named in its manifest' if tally.skipped else ''}."
+    )
+    return True
+
+
+def count(tally: Tally, summary: dict[str, Any]) -> None:
+    """Add a finished shard to a tally."""
+    tally.good(summary["samples"] + len(summary["skipped"]))
+    tally.skipped += [(skip["name"], skip["why"]) for skip in summary["skipped"]]
