@@ -49,7 +49,7 @@ def log(folder: Path, lines: list[dict], name: str = "validation.jsonl") -> Path
 
 
 def test_runs_are_read_by_task_metric_and_label(tmp_path: Path) -> None:
-    style = [{"step": step, "style": {"CLIP-S": 0.4 + step / 1000, "CLIP-P": 0.7}} for step in (0, 100, 200)]
+    style = [{"step": step, "style": {"CLIP-S": 0.4 + step / 1000, "CLIP-P": 0.7}} for step in (200, 0, 100)]
     both = [{**line, "face": {"CLIP-I": 0.5, "CLIP-P": 0.6}} for line in style]
     # Step 100 was trained again after an interruption; the last line counts, and steps are in order.
     both.append({"step": 100, "style": {"CLIP-S": 0.1, "CLIP-P": 0.2}, "face": {"CLIP-I": 0.3, "CLIP-P": 0.4}})
