@@ -45,8 +45,17 @@ def read_config(verb: str, arguments: Sequence[str]) -> tuple[Any, Callable[[Any
     if options and options[0].endswith(".toml"):
         program += f" {options[0]}"
         settings = read_toml(kind, Path(options.pop(0)))
-        return tyro.cli(kind, prog=program, description=what, args=options, default=settings), module.run
-    return tyro.cli(kind, prog=program, description=what, args=options), module.run
+        return tyro.cli(
+            kind,
+            prog=program,
+            description=what,
+            args=options,
+            default=settings,
+            config=(tyro.conf.EnumChoicesFromValues,),
+        ), module.run
+    return tyro.cli(
+        kind, prog=program, description=what, args=options, config=(tyro.conf.EnumChoicesFromValues,)
+    ), module.run
 
 
 def read_toml(kind: type, path: Path) -> Any:

@@ -87,6 +87,7 @@ class Encoders:
         features = {"text": states.hidden}
         return features if states.pooled is None else {**features, "prompt": states.prompt, "pooled": states.pooled}
 
+    @torch.no_grad()
     def rows(self) -> dict[str, Tensor]:
         """The features of dropped conditions, without a batch: of the zero picture, of empty text, of "everything"."""
         size = self.image_tower.image_size
@@ -99,6 +100,13 @@ class Encoders:
             "empty_instruction": no_instruction,
             "everything_instruction": everything,
         }
+
+    def widths(self) -> dict[str, int]:
+        """Width of each kind of states: of the picture, the instruction, the prompt, and the UNet's text."""
+        rows = self.rows()
+        prompt = rows.get("empty_prompt", rows["empty_text"])
+        states = {"image": rows["zero_image"], "instruction": rows["empty_instruction"], "prompt": prompt}
+        return {name: tensor.shape[-1] for name, tensor in {**states, "text": rows["empty_text"]}.items()}
 
     def identities(self) -> dict[str, str]:
         """A hash of each encoder, by which features are held to the models that they were made with."""

@@ -74,16 +74,7 @@ def start_adapter(
         adapter.image_proj.initialise_new_layers(generator)
         return adapter
     adapter = load(start).float()
-    if adapter.config.layers != tuple(layers) or adapter.config.output_width != widths["text"]:
-        raise ValueError(
-            f"{start.name} is for another base: it has {len(adapter.config.layers)} cross-attentions with tokens "
-            f"{adapter.config.output_width} wide, the base {len(layers)} with {widths['text']}."
-        )
-    if adapter.config.image_width != widths["image"]:
-        raise ValueError(
-            f"{start.name} reads image states {adapter.config.image_width} wide, the image encoder gives "
-            f"{widths['image']}; take the encoder that it was trained with."
-        )
+    check_fit(start.name, adapter.config, {**widths, "instruction": None, "prompt": None}, layers)
     if not adapter.config.follows_instructions and instruction_width is not None:
         adapter = adapter.with_instruction(instruction_width, prompt_width, generator)
     if (adapter.config.instruction_width, adapter.config.prompt_width) != (instruction_width, prompt_width):
@@ -95,6 +86,29 @@ def start_adapter(
     adapter.config = replace(adapter.config, instruction_encoder=instruction_encoder, base=kind)
     adapter.image_proj.config = adapter.config
     return adapter.requires_grad_(True).train()
+
+
+def check_fit(
+    name: str, config: AdapterConfig, widths: Mapping[str, int | None], layers: Sequence[tuple[int, int]]
+) -> None:
+    """Whether an adapter reads what base and encoders give; a width of None is not looked at.
+
+    Raises:
+        ValueError: it is for another base or another encoder.
+    """
+    if config.layers != tuple(layers) or config.output_width != widths["text"]:
+        raise ValueError(
+            f"{name} is for another base: it has {len(config.layers)} cross-attentions with tokens "
+            f"{config.output_width} wide, the base {len(layers)} with {widths['text']}."
+        )
+    reads = {"image": config.image_width, "instruction": config.instruction_width, "prompt": config.prompt_width}
+    for kind, width in reads.items():
+        given = widths[kind]
+        if None not in (width, given) and width != given:
+            raise ValueError(
+                f"{name} reads {kind} states {width} wide, the {kind} encoder gives {given}; "
+                "take the encoder that it was trained with."
+            )
 
 
 def losses(
