@@ -1,0 +1,254 @@
+"""`evaluate`: adapters on held-out samples -> pictures, their CLIP scores, and a table of the form of Table 1."""
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from ipadapter_instruct_core.adapter import Adapter
+from ipadapter_instruct_core.checkpoint import load
+from ipadapter_instruct_core.encoders import load_open_clip
+from ipadapter_instruct_core.tasks import GuidanceMode, Task
+from PIL import Image
+from pydantic import ConfigDict, Field
+from torch import Tensor
+from tqdm import tqdm
+from training.conditioned_unet import prepare_unet
+from training.datasets.sample import Sample, decode_picture, encode_picture
+from training.encoders import EncoderPaths, Encoders, load_encoders, picture_tensor
+from training.instructions import UNSEEN, fixed, load_bank, with_subject
+from training.metrics import TASK_METRICS, Embedder, task_scores
+from training.pictures import Picture, write_index_line
+from training.sampling import Settings, conditionings, initial_noise, sample, to_pictures
+from training.scores import Results, markdown_table
+from training.shards import Shards, Tally, read_manifest, write_atomically
+from training.trained import check_fit
+
+log = logging.getLogger("ipadapter_instruct")
+
+ALL = "all"
+
+
+class EvaluateConfig(EncoderPaths):
+    """Settings of `python -m training evaluate`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    rows: dict[str, dict[str, Path]]
+    """Rows of the table, each with its adapter files by task; "all" stands for the tasks not named."""
+    data: list[Path]
+    """Folders of shards from `build`; their validation samples are used."""
+    out: Path
+    """Folder for pictures, scores.json and table.md."""
+    scorer: Path
+    """The open_clip model of the scores, both towers."""
+    samples: int = Field(1000, ge=1)
+    """Samples a task at most."""
+    instructions: Literal["fixed", "bank", "unseen"] = "unseen"
+    """The tasks' fixed wordings, random ones of the bank, or random ones that were never trained on."""
+    rewordings: int = Field(0, ge=0)
+    """Further wordings for the first two samples of each task, for the figure; they are not scored."""
+    batch_size: int = Field(8, ge=1)
+    """Pictures made at once."""
+    resolution: int = 512
+    """Side of the pictures."""
+    steps: int = 30
+    """Sampling steps."""
+    text_scale: float = 5.0
+    """Guidance scale of the text."""
+    weight: float | None = None
+    """Strength of the adapters; by default each task's own."""
+    guidance: Literal["task", "simple"] = "task"
+    """Each task's reference guidance, or simple guidance for all."""
+    seed: int = 0
+    """Decides noise and instructions; every row gets the same."""
+    max_skipped: float = 0.01
+    """Largest share of samples that may be damaged before the run stops."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where everything runs."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to make: a held-out sample, told to do its task in certain words."""
+
+    index: int
+    sample: Sample
+    instruction: str
+    seed: int
+
+    @property
+    def condition(self) -> Image.Image:
+        return decode_picture(self.sample.condition)
+
+
+def run(config: EvaluateConfig) -> None:
+    """Make what pictures are missing, then score all.
+
+    Raises:
+        ValueError: a file is missing or does not fit, or there are no samples of a task.
+    """
+    encoders = load_encoders(config, with_unet=True)
+    layers = prepare_unet(encoders.base.unet)
+    adapters = _load_adapters(config, encoders, layers)
+    device = torch.device(config.device)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    encoders.to(device, dtype)
+    torch.nn.Module.to(encoders.base.unet, device, dtype)
+    embedder = Embedder(load_open_clip(str(config.scorer)).to(device))
+    cases = held_out(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    results = Results(settings={key: str(value) for key, value in config.model_dump(mode="json").items()})
+    known = {task: _embed(embedder, chosen) for task, chosen in cases.items() if task in TASK_METRICS}
+    for row, files in config.rows.items():
+        for task, chosen in cases.items():
+            path = files.get(task.value, files.get(ALL))
+            if path is None:
+                continue
+            adapter = adapters[path].to(device, dtype)
+            made = make_pictures(config, encoders, adapter, row, task, [*chosen, *reworded(config, task, chosen)])
+            if task in known:
+                images = embedder.images([_read(path) for path in made[: len(chosen)]])
+                results.add(row, task, task_scores(task, images, *known[task]))
+    results.write(config.out / "scores.json")
+    table = markdown_table(results)
+    write_atomically(config.out / "table.md", table.encode())
+    print(table)
+
+
+def _load_adapters(
+    config: EvaluateConfig, encoders: Encoders, layers: Sequence[tuple[int, int]]
+) -> dict[Path, Adapter]:
+    known = {ALL, *(task.value for task in Task)}
+    for row, files in config.rows.items():
+        unknown = set(files) - known
+        if unknown:
+            raise ValueError(f'Row "{row}" names the task {unknown.pop()!r}; tasks are {", ".join(sorted(known))}.')
+    adapters = {}
+    for path in {path for files in config.rows.values() for path in files.values()}:
+        adapters[path] = load(path).float()
+        check_fit(path.name, adapters[path].config, encoders.widths(), layers)
+    return adapters
+
+
+def held_out(config: EvaluateConfig) -> dict[Task, list[Case]]:
+    """The first validation samples of each task.
+
+    Raises:
+        ValueError: there are none.
+    """
+    tally = Tally(config.max_skipped)
+    cases: dict[Task, list[Case]] = {}
+    for folder in config.data:
+        names = [shard["name"] for shard in read_manifest(folder, "build")["shards"]]
+        shards = Shards([folder / name for name in names if name.startswith("validation")], tally)
+        for index in range(len(shards)):
+            try:
+                entry = Sample.from_members(shards[index])
+                entry.pictures()
+            except (KeyError, TypeError, ValueError) as error:
+                tally.skip(shards.name(index), str(error))
+                continue
+            tally.good()
+            of_task = cases.setdefault(entry.task, [])
+            if len(of_task) < config.samples:
+                seed = config.seed * 1_000_003 + len(of_task)
+                words = instruction_of(config, entry.task, entry.subject, seed)
+                of_task.append(Case(len(of_task), entry, words, seed))
+    tally.check()
+    for name, why in tally.skipped:
+        log.warning("evaluate: skipped %s: %s", name, why)
+    if not cases:
+        raise ValueError("The data hold no validation samples; build them with --validation of at least 1.")
+    return cases
+
+
+def reworded(config: EvaluateConfig, task: Task, cases: Sequence[Case]) -> list[Case]:
+    """The first two cases again, with the same noise and other instructions."""
+    count = config.rewordings
+    return [
+        Case(
+            len(cases) + place * count + n,
+            case.sample,
+            instruction_of(config, task, case.sample.subject, case.seed + 1 + n),
+            case.seed,
+        )
+        for place, case in enumerate(cases[:2])
+        for n in range(count)
+    ]
+
+
+def instruction_of(config: EvaluateConfig, task: Task, subject: str, seed: int) -> str:
+    """The instruction of one picture, with the subject's name in it for the object task."""
+    banks = {"bank": None, "unseen": UNSEEN}
+    if config.instructions == "fixed":
+        words = fixed()[task]
+    else:
+        words = random.Random(seed).choice(load_bank(banks[config.instructions])[task])
+    return with_subject(words, subject) if task is Task.OBJECT and subject else words
+
+
+@torch.inference_mode()
+def make_pictures(
+    config: EvaluateConfig, encoders: Encoders, adapter: Adapter, row: str, task: Task, cases: Sequence[Case]
+) -> list[Path]:
+    """Files of the row's picture of each case; those that an interrupted run has made are not made again."""
+    pictures = [
+        Picture(
+            row, task, case.index, f"conditions/{task.value}/{case.index:05d}.jpg", case.sample.prompt, case.instruction
+        )
+        for case in cases
+    ]
+    pairs = list(zip(cases, pictures, strict=True))
+    missing = [pair for pair in pairs if not (config.out / pair[1].name).is_file()]
+    starts = range(0, len(missing), config.batch_size)
+    for start in tqdm(starts, desc=f"{row}, {task.value}", unit="batch", disable=not missing):
+        batch = missing[start : start + config.batch_size]
+        made = picture_batch(config, encoders, adapter, task, [case for case, _ in batch])
+        for (case, picture), image in zip(batch, made, strict=True):
+            _keep(config.out / picture.condition, case.condition)
+            _keep(config.out / picture.name, image)
+            write_index_line(config.out, picture)
+    return [config.out / picture.name for picture in pictures]
+
+
+def _read(path: Path) -> Image.Image:
+    return decode_picture(path.read_bytes())
+
+
+def _keep(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, encode_picture(image))
+
+
+def picture_batch(
+    config: EvaluateConfig, encoders: Encoders, adapter: Adapter, task: Task, cases: Sequence[Case]
+) -> list[Image.Image]:
+    """One picture a case."""
+    preprocess = encoders.image_tower.preprocess
+    features = {
+        "image": encoders.image_states(torch.cat([preprocess(picture_tensor(case.condition)) for case in cases])),
+        "instruction": encoders.instruction_states([case.instruction for case in cases]),
+        **encoders.text_features([case.sample.prompt for case in cases]),
+    }
+    settings = Settings.of_task(task, encoders.base.kind, config.steps, config.text_scale, config.weight)
+    if config.guidance == "simple" or not adapter.config.follows_instructions:
+        settings = Settings(config.steps, config.text_scale, settings.weight, GuidanceMode.SIMPLE)
+    conditions = conditionings(adapter, features, encoders.rows(), settings)
+    side = config.resolution // 8
+    noise = initial_noise([case.seed for case in cases], (4, side, side))
+    latents = sample(encoders.base, conditions, settings.coefficients(), noise, config.steps)
+    return to_pictures(encoders.base.decode(latents))
+
+
+def _embed(embedder: Embedder, cases: Sequence[Case]) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of what does not depend on the adapter: condition, prompt, and what the condition shows."""
+    samples = [case.sample for case in cases]
+    return (
+        embedder.images([case.condition for case in cases]),
+        embedder.texts([entry.prompt for entry in samples]),
+        embedder.texts([entry.condition_prompt or entry.prompt for entry in samples]),
+    )
