@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -22,10 +22,10 @@ from training.datasets.ledger import (
     Block,
     blocks_of,
     claim,
-    count,
     finish_block,
     finished,
     plan_hash,
+    skipped_of,
     write_manifest,
 )
 from training.datasets.object import Object
@@ -107,8 +107,10 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
         del settings["endpoint"]
     try:
         claim(config.out, settings)
-        _build(config, blocks[rank::world], maker, rank)
-        whole = write_manifest(config.out, config.source.kind, settings, blocks, Tally(config.max_skipped))
+        # All items count, so that a build ends early only when it is sure to fail.
+        tally = Tally(config.max_skipped, seen=sum(len(block.items) for block in blocks))
+        _build(config, blocks[rank::world], maker, tally, rank)
+        whole = write_manifest(config.out, config.source.kind, settings, blocks, config.max_skipped)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -125,28 +127,32 @@ def ranks() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _build(config: BuildConfig, blocks: list[Block], maker: TargetMaker | None, rank: int) -> None:
+def _build(config: BuildConfig, blocks: list[Block], maker: TargetMaker | None, tally: Tally, rank: int) -> None:
     """Make the shards that are not there yet."""
-    tally = Tally(config.max_skipped)
     waiting = []
     for block in blocks:
         done = finished(config.out, block)
         if done is None:
             waiting.append(block)
         else:
-            count(tally, done)
+            tally.skipped += skipped_of(done)
     if waiting and maker is None and config.source.generated is not None:
         maker = target_maker(config.source.generated)
+    total, left = (sum(len(block.items) for block in some) for some in (blocks, waiting))
     description = f"rank {rank}: building {config.source.kind}"
-    total = sum(len(block.items) for block in blocks)
-    with tqdm(total=total, initial=tally.seen, desc=description, unit="sample") as bar:
-        for block in waiting:
-            _build_block(config, block, maker, tally, lambda: bar.update())
-    tally.check()
+    with (
+        tqdm(total=total, initial=total - left, desc=description, unit="sample") as bar,
+        ThreadPoolExecutor(config.threads) as pool,
+    ):
+        try:
+            for block in waiting:
+                _build_block(config, block, maker, tally, _prepared(config, block.items, pool, bar))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _build_block(
-    config: BuildConfig, block: Block, maker: TargetMaker | None, tally: Tally, advance: Callable[[], object]
+    config: BuildConfig, block: Block, maker: TargetMaker | None, tally: Tally, prepared: Iterator[Prepared]
 ) -> None:
     """Write one shard, and beside it what it holds: only then is it finished."""
     path = config.out / f"{block.name}.tar"
@@ -155,42 +161,34 @@ def _build_block(
     first_skip = len(tally.skipped)
     tasks: Counter[str] = Counter()
 
-    def keyed(samples: Iterable[Sample]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    def good() -> Iterator[tuple[Sample, Image.Image | None]]:
+        for item, sample, guide in prepared:
+            if isinstance(sample, Sample):
+                yield sample, guide
+            else:
+                tally.skipped.append((item.source_id, sample))
+                if len(tally.skipped) >= 20:
+                    tally.check()
+
+    def members() -> Iterator[tuple[str, dict[str, bytes]]]:
+        samples = _with_targets(config, good(), maker) if config.source.generated else (sample for sample, _ in good())
         for number, sample in enumerate(samples):
             tasks[sample.task.value] += 1
-            tally.good()
-            advance()
             yield f"{block.name}-{number:05d}", sample.members()
+        tally.check()  # before the shard counts as finished, so that it is made again from a mended source
 
-    def good(
-        made: Iterable[Prepared],
-    ) -> Iterator[tuple[Sample, Image.Image | None]]:
-        for item, sample, guide in made:
-            if isinstance(sample, str):
-                advance()
-                tally.skip(item.source_id, sample)
-            else:
-                yield sample, guide
-
-    pool = ThreadPoolExecutor(config.threads)
-    try:
-        made = good(_prepared(config, block.items, pool))
-        samples = _with_targets(config, made, maker) if config.source.generated else (sample for sample, _ in made)
-        write_shard(path, keyed(samples))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    write_shard(path, members())
     finish_block(config.out, block, tasks, tally.skipped[first_skip:])
 
 
-def _prepared(config: BuildConfig, items: list[Item], pool: ThreadPoolExecutor) -> Iterator[Prepared]:
+def _prepared(config: BuildConfig, items: list[Item], pool: ThreadPoolExecutor, bar: tqdm) -> Iterator[Prepared]:
     """Every item's sample, in order; only a few are made ahead, since pictures take memory."""
     ahead: deque[Future[Prepared]] = deque()
-    for item in items:
+    for number, item in enumerate(items, start=1):
         ahead.append(pool.submit(_prepare, config, item))
-        if len(ahead) >= 4 * config.threads:
+        while ahead and (len(ahead) >= 4 * config.threads or number == len(items)):
             yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
+            bar.update()
 
 
 def _prepare(config: BuildConfig, item: Item) -> Prepared:

@@ -101,44 +101,40 @@ def finished(out: Path, block: Block) -> dict[str, Any] | None:
     return summary if summary["bytes"] == size else None
 
 
-def write_manifest(out: Path, dataset: str, settings: dict[str, Any], blocks: list[Block], tally: Tally) -> bool:
+def write_manifest(out: Path, dataset: str, settings: dict[str, Any], blocks: list[Block], max_skipped: float) -> bool:
     """Write the manifest if every shard is finished, whichever rank made it; returns whether they are.
 
-    Args:
-        tally: counts all samples.
-
     Raises:
-        ValueError: too many samples were skipped.
+        ValueError: a larger share of the samples than ``max_skipped`` was skipped.
     """
     summaries = [finished(out, block) for block in blocks]
     if None in summaries:
         return False
     tasks: Counter[str] = Counter()
     counts = dict.fromkeys(SPLITS, 0)
-    shards = []
+    shards, skipped = [], []
     for block, summary in zip(blocks, summaries, strict=True):
-        count(tally, summary)
+        skipped += skipped_of(summary)
         tasks.update(summary["tasks"])
         counts[block.split] += summary["samples"]
         shards.append({"name": f"{block.name}.tar", **{key: summary[key] for key in ("samples", "bytes", "sha256")}})
-    tally.check()
+    Tally(max_skipped, sum(len(block.items) for block in blocks), skipped).check()
     manifest = {
         "dataset": dataset,
         "tasks": dict(sorted(tasks.items())),
         "settings": settings,
         "counts": counts,
         "shards": shards,
-        "skipped": [{"name": name, "why": why} for name, why in tally.skipped],
+        "skipped": [{"name": name, "why": why} for name, why in skipped],
     }
     write_json(out / MANIFEST, manifest)
     print(
         f"{out}: {counts['train']} samples to train on and {counts['validation']} to validate with, in {len(shards)} "
-        f"shards; {len(tally.skipped)} skipped{', named in its manifest' if tally.skipped else ''}."
+        f"shards; {len(skipped)} skipped{', named in its manifest' if skipped else ''}."
     )
     return True
 
 
-def count(tally: Tally, summary: dict[str, Any]) -> None:
-    """Add a finished shard to a tally."""
-    tally.good(summary["samples"] + len(summary["skipped"]))
-    tally.skipped += [(skip["name"], skip["why"]) for skip in summary["skipped"]]
+def skipped_of(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and reasons of what was skipped in a finished shard."""
+    return [(skip["name"], skip["why"]) for skip in summary["skipped"]]
