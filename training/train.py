@@ -54,6 +54,11 @@ def run(config: TrainConfig) -> None:
         log_with=config.trackers or None,
         project_config=ProjectConfiguration(str(config.out), logging_dir=str(config.out)),
     )
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise ValueError(
+            "Checkpoints are gathered from the newer FSDP alone; add --fsdp_version 2 to `accelerate launch`."
+        )
     accelerator.gradient_accumulation_steps = accumulation(config, accelerator.num_processes)
     if accelerator.is_main_process:
         config.out.mkdir(parents=True, exist_ok=True)

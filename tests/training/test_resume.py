@@ -1,0 +1,177 @@
+"""A run that is killed at any moment goes on and reaches the very same weights; two processes reach those of one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training import checkpoints
+from training.run_state import OPTIMIZER
+
+from runs import command, environment, finish, train, weights
+
+pytestmark = pytest.mark.usefixtures("features")
+# Half of the steps are long enough to be met by a signal; all settings but these are `runs.settings`.
+LONG = {"steps": 12, "checkpoint_every": 2, "ema": 0.9, "warmup": 3}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(workshop: Path, tmp_path_factory: pytest.TempPathFactory, features: Path) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = finish(command(workshop, out, **LONG))
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def assert_equal_runs(a: Path, b: Path) -> None:
+    """Bit for bit: weights, their average, and the optimiser."""
+    for name in ("adapter.safetensors", "average.safetensors"):
+        first, second = weights(a, name), weights(b, name)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+    assert steps(a) == steps(b)
+    optimizers = [torch.load(checkpoints.newest(run / "checkpoints") / OPTIMIZER, weights_only=True) for run in (a, b)]
+    states = [optimizer["state"] for optimizer in optimizers]
+    assert states[0].keys() == states[1].keys() and states[0]
+    for key in states[0]:
+        assert all(torch.equal(states[0][key][part], states[1][key][part]) for part in states[0][key])
+
+
+def steps(run: Path) -> list[int]:
+    """Which lines the log has: what was done twice is told once."""
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments, env=environment(), cwd=environment()["PYTHONPATH"], stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("moment", ["between", "while saving"])
+def test_a_killed_run_goes_on_bit_for_bit(workshop: Path, uninterrupted: Path, tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "killed"
+    folder = out / "checkpoints"
+    arguments = command(workshop, out, **LONG)
+    process = start(arguments)
+    beside = checkpoints.path_of(folder, 4)
+    what = (folder / f".{beside.name}" / "adapter.safetensors") if moment == "while saving" else beside
+    wait_for(what.exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if moment == "while saving":
+        assert (folder / f".{beside.name}").exists() and not beside.exists(), "it was killed too late"
+    assert not checkpoints.path_of(folder, 12).exists()
+    done = finish(arguments)
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stderr
+    assert_equal_runs(uninterrupted, out)
+
+
+def test_sigterm_saves_and_leaves_cleanly(workshop: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ended"
+    arguments = command(workshop, out, **{**LONG, "checkpoint_every": 1000})
+    process = start(arguments)
+    wait_for(lambda: (out / "metrics.jsonl").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "as asked" in errors
+    saved = checkpoints.newest(out / "checkpoints")
+    assert saved is not None and 0 < checkpoints.read_state(saved)["step"] < 12
+    assert finish(arguments).returncode == 0
+    assert_equal_runs(uninterrupted, out)
+
+
+def test_a_damaged_checkpoint_is_passed_over(workshop: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "damaged"
+    train(workshop, out, **{**LONG, "steps": 12})
+    last = checkpoints.newest(out / "checkpoints")
+    content = bytearray((last / OPTIMIZER).read_bytes())
+    content[len(content) // 2] ^= 1
+    (last / OPTIMIZER).write_bytes(content)
+    before = checkpoints.newest(out / "checkpoints")
+    assert before is not None and before < last
+    train(workshop, out, **LONG)
+    assert_equal_runs(uninterrupted, out)
+
+
+def test_only_the_newest_checkpoints_stay(uninterrupted: Path) -> None:
+    kept = sorted(path.name for path in (uninterrupted / "checkpoints").iterdir())
+    assert kept == ["step-00000008", "step-00000010", "step-00000012"]
+
+
+def test_reading_ahead_changes_nothing(workshop: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    train(workshop, tmp_path / "ahead", **LONG, workers=2)
+    assert_equal_runs(uninterrupted, tmp_path / "ahead")
+
+
+def test_a_run_is_held_to_its_settings(workshop: Path, uninterrupted: Path) -> None:
+    with pytest.raises(ValueError, match="learning_rate = 0.001, not 0.01"):
+        train(workshop, uninterrupted, **LONG, learning_rate=0.01)
+
+
+def test_the_seed_matters(workshop: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    other = train(workshop, tmp_path / "other", **LONG, seed=1)
+    assert not torch.equal(other["image_proj.latents"], weights(uninterrupted)["image_proj.latents"])
+
+
+def launcher(*options: str) -> tuple[str, ...]:
+    return ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone", *options)
+
+
+@pytest.mark.parametrize("micro", [4, 2])
+def test_two_processes_equal_one(workshop: Path, tmp_path: Path, micro: int) -> None:
+    one = train(workshop, tmp_path / "one", micro_batch_size=8)
+    done = finish(command(workshop, tmp_path / "two", *launcher(), micro_batch_size=micro))
+    assert done.returncode == 0, done.stderr
+    assert_close_to_rounding(workshop, weights(tmp_path / "two"), one)
+
+
+def test_sharded_processes_equal_one_and_go_on(workshop: Path, tmp_path: Path) -> None:
+    """FSDP: each process keeps half of each weight; the checkpoints are whole, and any number of processes resumes."""
+    one = train(workshop, tmp_path / "one", ema=0.9)
+    script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
+    out = tmp_path / "sharded"
+    arguments = [*command(workshop, out, ema=0.9)[:1], *launcher(script), str(out.with_suffix(".toml")), "2"]
+    done = finish(arguments)
+    assert done.returncode == 0, done.stderr
+    assert_close_to_rounding(workshop, weights(out), one)
+    before = weights(out), weights(out, "average.safetensors")
+    shutil.rmtree(checkpoints.path_of(out / "checkpoints", 8))
+    done = finish(arguments)
+    assert done.returncode == 0 and "going on from" in done.stderr, done.stderr
+    for old, new in zip(before, (weights(out), weights(out, "average.safetensors")), strict=True):
+        assert all(torch.equal(old[key], new[key]) for key in old)
+    shutil.rmtree(checkpoints.path_of(out / "checkpoints", 8))
+    assert_close_to_rounding(workshop, train(workshop, out, ema=0.9), one)
+
+
+def test_the_old_fsdp_is_refused(workshop: Path, tmp_path: Path) -> None:
+    script = str(Path(__file__).with_name("fsdp_on_cpu.py"))
+    arguments = [*command(workshop, tmp_path / "old")[:1], *launcher(script), str(tmp_path / "old.toml"), "1"]
+    done = finish(arguments)
+    assert done.returncode != 0 and "fsdp_version 2" in done.stderr
+
+
+def assert_close_to_rounding(workshop: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    start = load_file(workshop / "start.safetensors")
+    moved = max(float((expected[key] - tensor).abs().max()) for key, tensor in start.items())
+    assert moved > 1e-3, "training changed nothing"
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-3 * moved)
