@@ -1,0 +1,43 @@
+"""`python -m training.miniature VERB [--option value ...]`: see `python -m training.miniature --help`."""
+
+import importlib
+import logging
+import sys
+
+# verb: (module, its settings, what it does); imported on use, since most verbs import torch.
+VERBS: dict[str, tuple[str, str, str]] = {
+    "sheet": ("sheet", "SheetConfig", "pictures of the world on one sheet"),
+    "build": ("samples", "BuildConfig", "shards of (condition, target, prompt), as other datasets give them"),
+    "autoencoder": ("autoencoder", "AutoencoderConfig", "train the autoencoder"),
+    "oracle": ("oracle", "OracleConfig", "train the classifiers that say what a picture shows"),
+    "clip": ("clip", "ClipConfig", "train the small CLIP"),
+    "base": ("train_base", "BaseConfig", "train the text-to-image model"),
+    "evaluate-base": ("evaluate_base", "EvaluateBaseConfig", "how often the text-to-image model follows its caption"),
+    "expand": ("expand", "ExpandConfig", "write the checkpoint for ComfyUI, and the folders for training"),
+}
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in VERBS:
+        lines = "\n".join(f"  {verb:<14}{what}" for verb, (_, _, what) in VERBS.items())
+        usage = f"usage: python -m training.miniature VERB [--option value ...]\n\n{lines}"
+        print(usage) if arguments and arguments[0] in ("-h", "--help") else sys.exit(usage)
+        return
+    import tyro
+
+    verb = arguments[0]
+    name, settings, what = VERBS[verb]
+    module = importlib.import_module(f"training.miniature.{name}")
+    try:
+        program = f"python -m training.miniature {verb}"
+        module.run(tyro.cli(getattr(module, settings), prog=program, description=what, args=arguments[1:]))
+    except (ValueError, FileNotFoundError) as error:  # written for the person who reads it
+        sys.exit(f"{verb}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{verb}: stopped; the same command goes on from what is done.")
+
+
+if __name__ == "__main__":
+    main()

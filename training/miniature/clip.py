@@ -1,0 +1,161 @@
+"""A small CLIP: open_clip's own model, taught which caption belongs to which picture.
+
+Beside the contrast of pictures and captions, two helpers that are thrown away keep its hidden states rich: what the
+image tower knows before its last layer must tell every factor, and what the text tower makes of an instruction must
+tell the task.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ipadapter_instruct_core.encoders import OpenClip
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from training.instructions import load_bank
+from training.miniature.captions import caption, random_omissions
+from training.miniature.factors import Factors, sample
+from training.miniature.fit import Fit, fit
+from training.miniature.oracle import CLASSES, UNKNOWN, labels
+from training.miniature.pictures import Pictures, pictures, to_tensor
+from training.miniature.style import render, render_cut_out
+from training.miniature.weights import read, save
+from training.miniature.words import END, START, encode, vocabulary
+
+CONFIG: dict[str, Any] = {
+    "embed_dim": 192,
+    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 192, "layers": 4, "head_width": 32},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 6, "layers": 3},
+}
+TOKENS = "token_embedding.weight"
+
+
+def all_words() -> Tensor:
+    """[49408, 192]: what words mean before any training; the same on every machine."""
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((49408, 192), dtype=np.float32) * 0.02)
+
+
+def known_words() -> list[int]:
+    """The tokens that the text tower meets in training: those of captions and instructions."""
+    phrases = [phrase for bank in load_bank().values() for phrase in bank]
+    return sorted({*vocabulary(), *(token for phrase in phrases for token in encode(phrase))})
+
+
+def load() -> OpenClip:
+    """The trained CLIP that comes with the project."""
+    model = OpenClip(CONFIG)
+    model.clip.load_state_dict(whole_state(read("clip")))
+    return model.requires_grad_(False).eval()
+
+
+def whole_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The kept weights with the words that training never met."""
+    words = all_words()
+    words[state["known_words"]] = state[TOKENS]
+    return {**{key: tensor for key, tensor in state.items() if key != "known_words"}, TOKENS: words}
+
+
+@dataclass
+class ClipConfig:
+    """Attributes:
+    extras: pictures of a batch that only conditions look like: cut-out subjects, and faces from close by.
+    """
+
+    steps: int = 1500
+    batch: int = 96
+    extras: int = 16
+    instructions: int = 24
+    rate: float = 1e-3
+    pictures: int = 40_000
+    seed: int = 0
+    folder: Path = Path("runs/miniature")
+
+
+class Lessons(nn.Module):
+    """The CLIP and its two helpers."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.clip = OpenClip(CONFIG).clip
+        with torch.no_grad():
+            self.clip.token_embedding.weight.copy_(all_words())
+        width = CONFIG["vision_cfg"]["width"]
+        self.factors = nn.ModuleDict({name: nn.Linear(2 * width, len(classes)) for name, classes in CLASSES.items()})
+        self.task = nn.Linear(CONFIG["text_cfg"]["width"], tasks)
+
+    def forward(self, images: Tensor, texts: Tensor, instructions: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Similarities [B, B], logits of each factor, logits of each instruction's task."""
+        out = self.clip.visual.forward_intermediates(images, indices=[-2], output_fmt="NLC", output_extra_tokens=True)
+        tokens = torch.cat([out["image_intermediates_prefix"][0], out["image_intermediates"][0]], dim=1)
+        seen = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+        said = normalize(self.clip.encode_text(texts), dim=-1)
+        similar = self.clip.logit_scale.exp() * normalize(out["image_features"], dim=-1) @ said.T
+        wanted = self.clip.forward_intermediates(
+            text=instructions, text_indices=[-1], normalize_intermediates=True, intermediates_only=True
+        )["text_intermediates"][0]
+        return similar, {name: head(seen) for name, head in self.factors.items()}, self.task(wanted.mean(dim=1))
+
+
+def extra(generator: np.random.Generator) -> tuple[np.ndarray, Factors, str]:
+    """A picture as conditions have them, what it shows, and its caption."""
+    if generator.random() < 0.4:
+        person = replace(sample(generator, person=True), zoom=1.25)
+        return render(person), person, "close up, " + caption(person, generator)
+    thing = sample(generator)
+    square = tuple(int(value) for value in generator.integers(0, 256, 3))
+    words = caption(thing, generator, ("layout", "scene"))
+    return render_cut_out(thing, square), thing, words + " on a plain square"
+
+
+def run(config: ClipConfig) -> None:
+    torch.manual_seed(config.seed)
+    data = pictures(config.pictures, config.seed, config.folder / "pictures")
+    bank = [(phrase, number) for number, phrases in enumerate(load_bank().values()) for phrase in phrases]
+    model, preprocess = Lessons(5), OpenClip(CONFIG).preprocess
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+        generator = np.random.default_rng([config.seed, step])
+        images, factors, texts, cut_out = draw_batch(config, data, generator)
+        wanted = labels(factors)
+        for name in ("layout", "scene"):
+            wanted[name][cut_out] = UNKNOWN
+        chosen = [bank[i] for i in generator.integers(len(bank), size=config.instructions)]
+        similar, seen, task = model(preprocess(images), tokens(texts), tokens([phrase for phrase, _ in chosen]))
+        own = torch.arange(len(images))
+        contrast = (cross_entropy(similar, own) + cross_entropy(similar.T, own)) / 2
+        attributes = sum(cross_entropy(seen[name], wanted[name], ignore_index=UNKNOWN) for name in CLASSES)
+        told = cross_entropy(task, torch.tensor([number for _, number in chosen]))
+        figures = {"contrast": contrast.item(), "attributes": float(attributes), "task": told.item()}
+        return contrast + 0.3 * attributes + 0.3 * told, figures
+
+    model = fit(model, loss_of, Fit(config.steps, config.rate), config.folder / "clip")
+    state = model.clip.state_dict()
+    known = torch.tensor(known_words())
+    state = {**state, TOKENS: state[TOKENS][known], "known_words": known}
+    print(save(state, "clip", {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}))
+
+
+def draw_batch(
+    config: ClipConfig, data: Pictures, generator: np.random.Generator
+) -> tuple[Tensor, list[Factors], list[str], Tensor]:
+    """Pictures [B, 3, 64, 64], what they show, their captions, and which of them are cut out ([B] bool)."""
+    chosen = generator.integers(len(data.factors), size=config.batch - config.extras)
+    factors = [data.factors[i] for i in chosen]
+    texts = [caption(one, generator, random_omissions(generator)) for one in factors]
+    extras = [extra(generator) for _ in range(config.extras)]
+    images = torch.cat([data.batch(chosen), to_tensor(np.stack([picture for picture, _, _ in extras]))])
+    texts += [text for _, _, text in extras]
+    cut_out = torch.tensor([False] * len(chosen) + [text.endswith("on a plain square") for _, _, text in extras])
+    return images, factors + [one for _, one, _ in extras], texts, cut_out
+
+
+def tokens(texts: list[str]) -> Tensor:
+    """[B, L]: open_clip's own tokens, cut to the longest text, which changes nothing for a tower that looks back."""
+    rows = [(START, *encode(text)[:75], END) for text in texts]
+    longest = max(map(len, rows))
+    return torch.tensor([row + (0,) * (longest - len(row)) for row in rows])

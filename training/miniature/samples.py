@@ -1,0 +1,138 @@
+"""The five tasks of the paper (Sec. 3.4) in the small world, and their shards."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from ipadapter_instruct_core.tasks import Task
+from PIL import Image
+from tqdm import tqdm
+from training.datasets.sample import Sample
+from training.miniature.captions import caption
+from training.miniature.factors import Factors, sample
+from training.miniature.style import render, render_cut_out
+from training.shards import MANIFEST, sha256, write_json, write_shard
+
+TASKS = (Task.EVERYTHING, Task.STYLE, Task.OBJECT, Task.COMPOSITION, Task.FACE)
+COLOURFUL_STYLES = ("poster", "watercolour", "neon", "glass", "dots")  # those that show a subject's own colour
+# What the prompt leaves to the condition picture.
+LEFT_TO_CONDITION: dict[Task, tuple[str, ...]] = {
+    Task.EVERYTHING: (),
+    Task.STYLE: ("style",),
+    Task.OBJECT: ("subject",),
+    Task.COMPOSITION: ("layout",),
+    Task.FACE: ("identity", "layout"),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A condition and a target with their pictures ([64, 64, 3] uint8) and what these show; see `Sample`."""
+
+    task: Task
+    condition: Factors
+    target: Factors
+    condition_picture: np.ndarray
+    prompt: str
+    condition_prompt: str
+
+    @property
+    def target_picture(self) -> np.ndarray:
+        return self.condition_picture if self.task is Task.EVERYTHING else render(self.target)
+
+
+def pair(task: Task, generator: np.random.Generator, held_out: bool = False) -> Pair:
+    """A random pair of one task, both pictures from the training set's combinations or both from the others."""
+
+    def draw(person: bool = False, **known: object) -> Factors:
+        return sample(generator, held_out, person, **known)
+
+    def unlike(condition: Factors, *changed: str, person: bool = False, **kept: object) -> Factors:
+        while True:
+            target = draw(person, **kept)
+            if all(getattr(target, name) != getattr(condition, name) for name in changed):
+                return target
+
+    if task is Task.FACE:
+        condition = draw(person=True)
+        if generator.random() < 0.5:  # half of the conditions are zoomed in to the face (Sec. 3.4)
+            condition = replace(condition, zoom=1.25)
+        target = unlike(condition, "expression", "style", "scene", person=True, identity=condition.identity)
+    elif task is Task.OBJECT:
+        condition = draw(style=str(generator.choice(COLOURFUL_STYLES)))
+        target = unlike(condition, "style", "scene", subject=condition.subject, colour=condition.colour)
+    elif task is Task.COMPOSITION:
+        condition = draw()
+        target = unlike(condition, "style", "subject", "scene", layout=condition.layout)
+    elif task is Task.STYLE:
+        condition = draw(person=generator.random() < 0.2)
+        target = unlike(condition, "subject", "layout", "scene", style=condition.style)
+    else:
+        condition = target = draw(person=generator.random() < 0.3)
+    square = tuple(int(value) for value in generator.integers(0, 256, 3))
+    picture = render_cut_out(condition, square) if task is Task.OBJECT else render(condition)
+    prompt = caption(target, generator, LEFT_TO_CONDITION[task])
+    condition_prompt = prompt if task is Task.EVERYTHING else caption(condition, generator)
+    return Pair(task, condition, target, picture, prompt, condition_prompt)
+
+
+def to_sample(pair: Pair, source_id: str) -> Sample:
+    """The pair as other datasets give theirs, its pictures as PNG."""
+    return Sample(
+        condition=_png(pair.condition_picture),
+        target=None if pair.task is Task.EVERYTHING else _png(pair.target_picture),
+        prompt=pair.prompt,
+        task=pair.task,
+        source_id=source_id,
+        group=source_id,
+        subject=pair.condition.subject if pair.task is Task.OBJECT else "",
+        condition_prompt=pair.condition_prompt,
+    )
+
+
+def _png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@dataclass
+class BuildConfig:
+    """Shards of all five tasks in turn.
+
+    Attributes:
+        count: samples in all; held_out: of the factor combinations that training never sees.
+    """
+
+    out: Path
+    count: int = 50_000
+    seed: int = 0
+    held_out: bool = False
+    shard_size: int = 5_000
+    tasks: tuple[Task, ...] = TASKS
+
+
+def build(config: BuildConfig) -> Iterator[Sample]:
+    """The samples of a build; each depends on the seed and its own number alone."""
+    for number in range(config.count):
+        task = config.tasks[number % len(config.tasks)]
+        generator = np.random.default_rng([config.seed, config.held_out, number])
+        yield to_sample(pair(task, generator, config.held_out), f"miniature-{config.seed}-{number:07d}")
+
+
+def run(config: BuildConfig) -> None:
+    config.out.mkdir(parents=True, exist_ok=True)
+    samples = iter(tqdm(build(config), total=config.count, mininterval=5))
+    hashes = {}
+    for number, first in enumerate(range(0, config.count, config.shard_size)):
+        path = config.out / f"miniature-{number:05d}.tar"
+        chunk = islice(samples, min(config.shard_size, config.count - first))
+        write_shard(path, ((sample.source_id, sample.members()) for sample in chunk))
+        hashes[path.name] = sha256(path)
+    write_json(config.out / MANIFEST, {"dataset": "miniature", "count": config.count, "shards": hashes})
+    print(f"{config.count} samples in {len(hashes)} shards, {config.out}")

@@ -1,0 +1,34 @@
+"""The weights that come with the project: safetensors in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FOLDER = Path(__file__).parent / "weights"
+
+
+def save(model: nn.Module | Mapping[str, Tensor], name: str, metadata: Mapping[str, str] = {}) -> Path:
+    """Write a model's weights as ``weights/NAME.safetensors``; floats are halved, other tensors kept."""
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.safetensors"
+    halved = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    save_file({key: tensor.contiguous() for key, tensor in halved.items()}, path, dict(metadata))
+    return path
+
+
+def read(name: str) -> dict[str, Tensor]:
+    """The weights of ``weights/NAME.safetensors`` in single precision.
+
+    Raises:
+        FileNotFoundError: they have not been made yet.
+    """
+    path = FOLDER / f"{name}.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path.name}; make it with `python -m training.miniature {name}`.")
+    state = load_file(path)
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
