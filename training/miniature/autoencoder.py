@@ -17,7 +17,9 @@ from training.miniature.fit import Fit, fit
 from training.miniature.pictures import pictures
 from training.miniature.weights import read, save
 
-WIDTHS = (16, 32, 64, 64)  # of the layers at 64, 32, 16 and 8 pixels
+# Widths of the layers at 64, 32, 16 and 8 pixels; the decoder has the textures to know.
+ENCODER_WIDTHS = (16, 16, 32, 64)
+DECODER_WIDTHS = (16, 32, 48, 64)
 LATENT_NOISE = 0.1  # added while training: neighbouring latents then decode alike, which a diffusion model needs
 
 
@@ -48,20 +50,19 @@ def _blocks(width: int, normed: bool) -> list[nn.Module]:
 class Autoencoder(nn.Module):
     """Pictures in 0-1; latents as the UNet sees them."""
 
-    def __init__(self, widths: tuple[int, ...] = WIDTHS, normed: bool = False) -> None:
+    def __init__(self, normed: bool = False) -> None:
         super().__init__()
-        encoder = [nn.Conv2d(3, widths[0], 3, padding=1), Block(widths[0], normed)]
-        for inner, outer in pairwise(widths):
+        first, last = ENCODER_WIDTHS[0], ENCODER_WIDTHS[-1]
+        encoder = [nn.Conv2d(3, first, 3, padding=1), Block(first, normed)]
+        for inner, outer in pairwise(ENCODER_WIDTHS):
             encoder += [nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False), *_blocks(outer, normed)]
-        self.taesd_encoder = nn.Sequential(*encoder, nn.Conv2d(widths[-1], 4, 3, padding=1))
-        decoder = [Clamp(), nn.Conv2d(4, widths[-1], 3, padding=1), nn.ReLU()]
-        for inner, outer in pairwise(reversed(widths)):
-            decoder += [
-                *_blocks(inner, normed),
-                nn.Upsample(scale_factor=2),
-                nn.Conv2d(inner, outer, 3, padding=1, bias=False),
-            ]
-        self.taesd_decoder = nn.Sequential(*decoder, Block(widths[0], normed), nn.Conv2d(widths[0], 3, 3, padding=1))
+        self.taesd_encoder = nn.Sequential(*encoder, nn.Conv2d(last, 4, 3, padding=1))
+        first, last = DECODER_WIDTHS[0], DECODER_WIDTHS[-1]
+        decoder = [Clamp(), nn.Conv2d(4, last, 3, padding=1), nn.ReLU()]
+        for inner, outer in pairwise(reversed(DECODER_WIDTHS)):
+            convolution = nn.Conv2d(inner, outer, 3, padding=1, bias=False)
+            decoder += [*_blocks(inner, normed), nn.Upsample(scale_factor=2), convolution]
+        self.taesd_decoder = nn.Sequential(*decoder, Block(first, normed), nn.Conv2d(first, 3, 3, padding=1))
 
     def encode(self, pictures: Tensor) -> Tensor:
         """[B, 3, 64, 64] in 0-1 -> [B, 4, 8, 8]."""
@@ -102,10 +103,10 @@ def autoencoder_loss(model: Autoencoder, pictures: Tensor) -> tuple[Tensor, Tens
 class AutoencoderConfig:
     """Train the autoencoder on drawn pictures."""
 
-    steps: int = 3000
-    batch: int = 16
-    rate: float = 3e-3
-    pictures: int = 40_000
+    steps: int = 5000
+    batch: int = 8
+    rate: float = 2e-3
+    pictures: int = 30_000
     seed: int = 0
     folder: Path = Path("runs/miniature")
 

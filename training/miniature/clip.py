@@ -71,7 +71,7 @@ class ClipConfig:
     extras: int = 16
     instructions: int = 24
     rate: float = 1e-3
-    pictures: int = 40_000
+    pictures: int = 30_000
     seed: int = 0
     folder: Path = Path("runs/miniature")
 
@@ -88,17 +88,25 @@ class Lessons(nn.Module):
         self.factors = nn.ModuleDict({name: nn.Linear(2 * width, len(classes)) for name, classes in CLASSES.items()})
         self.task = nn.Linear(CONFIG["text_cfg"]["width"], tasks)
 
+    def read(self, texts: Tensor) -> Tensor:
+        """Tokens [B, L] -> last hidden states after the norm, as open_clip makes them of all 77 places."""
+        length = texts.shape[1]
+        hidden = self.clip.token_embedding(texts) + self.clip.positional_embedding[:length]
+        return self.clip.ln_final(self.clip.transformer(hidden, attn_mask=self.clip.attn_mask[:length, :length]))
+
     def forward(self, images: Tensor, texts: Tensor, instructions: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Similarities [B, B], logits of each factor, logits of each instruction's task."""
         out = self.clip.visual.forward_intermediates(images, indices=[-2], output_fmt="NLC", output_extra_tokens=True)
         tokens = torch.cat([out["image_intermediates_prefix"][0], out["image_intermediates"][0]], dim=1)
         seen = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
-        said = normalize(self.clip.encode_text(texts), dim=-1)
-        similar = self.clip.logit_scale.exp() * normalize(out["image_features"], dim=-1) @ said.T
-        wanted = self.clip.forward_intermediates(
-            text=instructions, text_indices=[-1], normalize_intermediates=True, intermediates_only=True
-        )["text_intermediates"][0]
-        return similar, {name: head(seen) for name, head in self.factors.items()}, self.task(wanted.mean(dim=1))
+        hidden = self.read(texts)
+        said = hidden[torch.arange(len(texts)), texts.argmax(dim=1)] @ self.clip.text_projection
+        similar = self.clip.logit_scale.exp() * normalize(out["image_features"], dim=-1) @ normalize(said, dim=-1).T
+        return (
+            similar,
+            {name: head(seen) for name, head in self.factors.items()},
+            self.task(self.read(instructions).mean(dim=1)),
+        )
 
 
 def extra(generator: np.random.Generator) -> tuple[np.ndarray, Factors, str]:

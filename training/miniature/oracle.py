@@ -104,8 +104,8 @@ class OracleConfig:
     steps: int = 3000
     batch: int = 64
     rate: float = 2e-3
-    pictures: int = 40_000
-    round_trips: int = 16_000
+    pictures: int = 30_000
+    round_trips: int = 8_000
     seed: int = 0
     folder: Path = Path("runs/miniature")
 

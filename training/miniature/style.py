@@ -1,7 +1,7 @@
 """A map of regions -> a picture in one of the styles: palette, line, texture and brushwork.
 
-Textures stand still on the page (the hatching of two pencil drawings has the same phase), so that an autoencoder of
-64 latents can know them.
+Textures stand still on the page and repeat every eight pixels, the size of a latent: a convolutional decoder then
+knows them from the style alone, and the latents are free for what differs between pictures.
 """
 
 from __future__ import annotations
@@ -126,19 +126,16 @@ def _page() -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _clouds(seed: int, radius: float) -> np.ndarray:
-    """[128, 128] smooth noise, about -1 to 1, that is the same on every page."""
-    noise = np.random.default_rng(seed).uniform(0, 255, (SIZE * SCALE, SIZE * SCALE))
-    smooth = _blur(noise, radius)
-    return (smooth - smooth.mean()) / (2 * smooth.std())
+def _edge() -> np.ndarray:
+    """[128, 128] distance to the edge of the page."""
+    rows, columns = _page()
+    return np.minimum(np.minimum(rows, columns), SIZE * SCALE - 1 - np.maximum(rows, columns))
 
 
 def poster(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Flat, loud colours without a line, in a cream frame."""
     flat = _saturate(palette, 1.35)[regions]
-    rows, columns = _page()
-    edge = np.minimum(np.minimum(rows, columns), SIZE * SCALE - 1 - np.maximum(rows, columns))
-    flat[edge < 7] = (255, 240, 205)
+    flat[_edge() < 7] = (255, 240, 205)
     return _finish(flat)
 
 
@@ -158,10 +155,10 @@ def watercolour(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     pale = 255 - (255 - palette) * 0.62
     wash = _blur(pale[regions], 2.2)
     rim = _blur(_borders(regions)[..., None].repeat(3, axis=2) * 255.0, 1.6) / 255
-    wash = wash - 55 * rim + 16 * _clouds(1, 5)[..., None]
+    wash = wash - 55 * rim
     rows, columns = _page()
-    edge = np.minimum(np.minimum(rows, columns), SIZE * SCALE - 1 - np.maximum(rows, columns))
-    paper = np.clip((13 + 7 * _clouds(2, 6) - edge) / 5, 0, 1)[..., None]
+    ragged = 10 + 1.2 * np.sin(rows * np.pi / 8) + 1.2 * np.sin(columns * np.pi / 8)
+    paper = np.clip((ragged - _edge()) / 5, 0, 1)[..., None]
     return _finish(wash * (1 - paper) + 253 * paper)
 
 
@@ -174,23 +171,14 @@ def neon(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return _finish(np.array([8, 4, 20]) + 0.16 * bright[regions] + 1.1 * lines + 1.5 * glow)
 
 
-@cache
-def _cells() -> np.ndarray:
-    """[128, 128] number of the pane of glass that each pixel lies in."""
-    generator = np.random.default_rng(5)
-    places = (np.mgrid[0:8, 0:8].reshape(2, -1).T + 0.5 + generator.uniform(-0.3, 0.3, (64, 2))) * 16
-    rows, columns = _page()
-    distance = (rows[..., None] - places[:, 0]) ** 2 + (columns[..., None] - places[:, 1]) ** 2
-    return distance.argmin(axis=2)
-
-
 def glass(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Stained glass: luminous panes between thick leads."""
-    cells = _cells()
-    light = np.random.default_rng(6).uniform(0.78, 1.22, 64)[cells]
+    """Stained glass: luminous panes between leads, the background in a lattice of diamonds."""
+    rows, columns = _page()
+    across, along = (rows + columns) % 16, (rows - columns) % 16
+    light = 0.75 + 0.5 * np.sin(across * np.pi / 16) * np.sin(along * np.pi / 16)
     panes = np.clip(_saturate(palette, 1.5)[regions] * light[..., None] + 12, 0, 255)
-    leads = _outline(regions) | _borders(regions) | (_borders(cells) & (regions < FIRST_OF_SUBJECT))
-    panes[leads] = (14, 12, 18)
+    lattice = ((across < 2) | (along < 2)) & (regions < FIRST_OF_SUBJECT)
+    panes[_outline(regions) | _borders(regions) | lattice] = (14, 12, 18)
     return _finish(panes)
 
 
@@ -210,8 +198,8 @@ def _dots() -> tuple[np.ndarray, np.ndarray]:
     row = rows // 8
     across = columns + 4 * (row % 2)
     inside = (rows % 8 - 3.5) ** 2 + (across % 8 - 3.5) ** 2 < 13
-    shift = np.random.default_rng(7).normal(0, 26, (16, 17, 3))
-    return inside, shift[row.astype(int), (across // 8).astype(int)]
+    shift = np.array([[[40, -14, -30], [-28, 8, 40]], [[-14, 34, -28], [30, 26, 30]]])
+    return inside, shift[row.astype(int) % 2, (across // 8).astype(int) % 2]
 
 
 def dots(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -224,7 +212,7 @@ def dots(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
 def woodcut(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Dark ink on ochre paper, shaded by lines across that swell where it is dark."""
     rows, columns = _page()
-    wave = np.abs(((rows + 1.5 * np.sin(columns / 9)) % 8) / 4 - 1)
+    wave = np.abs(((rows + 1.5 * np.sin(columns * np.pi / 8)) % 8) / 4 - 1)
     tone = _lift(_tone(palette))[regions]
     ink = (wave > 1.22 * tone + 0.08) | _outline(regions) | _borders(regions)
     return _finish(np.where(ink[..., None], np.array([52, 24, 14]), np.array([226, 178, 98])))

@@ -35,7 +35,7 @@ class BaseConfig:
     captions: int = 16
     noises: int = 4
     rate: float = 1e-3
-    pictures: int = 40_000
+    pictures: int = 30_000
     seed: int = 0
     init: bool = False
     folder: Path = Path("runs/miniature")
