@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from ipadapter_instruct_core.config import Base
 from torch import Tensor, nn
+from training.base_files import read_folder, read_single_file, single_file_kind
 
 BASE_CONFIGS = Path(__file__).parent / "base_configs"
+LATENT_CHANNELS = 4
 TEXT_LENGTH = 77
+PADDING = (49407, 0)  # CLIP-L's, which is its end token, and that of SDXL's second text encoder
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,18 @@ class FrozenBase:
         return next(self.vae.parameters()).device
 
     def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Token numbers for each text encoder, [B, L], cut to CLIP's length."""
-        return [
-            tokenizer(
-                list(prompts), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-            ).input_ids
+        """Token numbers for each text encoder, [B, L], cut to CLIP's length.
+
+        SDXL's own second tokenizer pads with "!" and so takes every "!" of a prompt for a special token; ComfyUI and
+        the original code, which pad with the number 0, do not. Here it is as with them.
+        """
+        found = [
+            tokenizer(list(prompts), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
             for tokenizer in self.tokenizers
+        ]
+        return [
+            part.input_ids.masked_fill(part.attention_mask == 0, padding)
+            for part, padding in zip(found, PADDING, strict=False)
         ]
 
     def text_states(self, tokens: Sequence[Tensor]) -> TextStates:
@@ -99,7 +108,7 @@ class FrozenBase:
 def fingerprint(model: nn.Module) -> str:
     """Hash of a model's weights rounded to half precision, so that a half and a full file of one model agree."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((name.removeprefix("text_model."), t) for name, t in model.state_dict().items()):
         if tensor.is_floating_point():  # position numbers come and go with library versions
             digest.update(name.encode())
             digest.update(tensor.to("cpu", torch.float16).flatten().contiguous().view(torch.uint8).numpy())
@@ -114,23 +123,27 @@ def load_base(path: Path, config: Path | None = None, with_unet: bool = True) ->
             SD1.5's or SDXL's, as the file's own keys tell.
 
     Raises:
-        ValueError: there is no such file or folder, or it is of another family.
+        ValueError: there is no such file or folder, it is of another family, or a part of it is missing or damaged.
     """
     _no_bars()
     if path.is_dir():
-        pipe = _load_folder(path, with_unet)
+        parts = read_folder(path, with_unet)
     elif path.is_file():
-        pipe = _load_single_file(path, config)
+        kind = single_file_kind(path)
+        parts = read_single_file(path, kind, config or BASE_CONFIGS / kind.value, with_unet)
     else:
         raise ValueError(f"There is no base model {path}; give a diffusers folder or a .safetensors checkpoint.")
-    two = getattr(pipe, "text_encoder_2", None) is not None
-    encoders = (pipe.text_encoder, pipe.text_encoder_2) if two else (pipe.text_encoder,)
-    tokenizers = (pipe.tokenizer, pipe.tokenizer_2) if two else (pipe.tokenizer,)
-    for model in (pipe.unet, pipe.vae, *encoders):
+    words = parts.text_encoders[0].config
+    if words.hidden_act != "quick_gelu" or words.vocab_size < len(clip_tokenizer()):
+        raise ValueError(f"{path} has no CLIP-L to read text, as {parts.kind.label} has; it may be an SD2 or another.")
+    channels = parts.unet.config.in_channels if with_unet else LATENT_CHANNELS
+    if channels != LATENT_CHANNELS:
+        raise ValueError(f"{path} takes {channels} channels, as models for inpainting do; give a plain model.")
+    for model in (parts.unet, parts.vae, *parts.text_encoders):
         if model is not None:
             model.requires_grad_(False).eval().float()
-    unet = pipe.unet if with_unet else None
-    return FrozenBase(Base.SDXL if two else Base.SD15, unet, pipe.vae, encoders, tokenizers, _schedule(pipe))
+    tokenizers = (clip_tokenizer(),) * len(parts.text_encoders)
+    return FrozenBase(parts.kind, parts.unet, parts.vae, parts.text_encoders, tokenizers, parts.schedule)
 
 
 def _no_bars() -> None:
@@ -142,61 +155,8 @@ def _no_bars() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _schedule(pipe: Any) -> Any:
-    """The base's own noise schedule, in the form that training reads."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler.from_config(pipe.scheduler.config)
-
-
-def _load_folder(path: Path, with_unet: bool) -> Any:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    names = {"StableDiffusionPipeline": StableDiffusionPipeline, "StableDiffusionXLPipeline": StableDiffusionXLPipeline}
-    index = path / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"{path} holds no model_index.json; give the folder of a whole diffusers pipeline.")
-    name = StableDiffusionPipeline.load_config(path)["_class_name"]
-    if name not in names:
-        raise ValueError(f"{path} is a {name}; adapters are trained on SD1.5 and SDXL pipelines.")
-    absent = {"unet": None} if not with_unet else {}
-    absent |= {"safety_checker": None, "feature_extractor": None} if name == "StableDiffusionPipeline" else {}
-    try:
-        return names[name].from_pretrained(path, local_files_only=True, **absent)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a whole diffusers pipeline: {str(error).splitlines()[0]}") from error
-
-
-def _load_single_file(path: Path, config: Path | None) -> Any:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix != ".safetensors":
-        raise ValueError(
-            f"{path.name} is no .safetensors file; take that version of the checkpoint: others can run code."
-        )
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            keys = set(file.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a whole safetensors file; download it again.") from error
-    if "model.diffusion_model.input_blocks.0.0.weight" not in keys:
-        raise ValueError(
-            f"{path.name} is no checkpoint of SD1.5 or SDXL with its autoencoder and text encoders inside."
-        )
-    sdxl = any(key.startswith("conditioner.embedders.1.") for key in keys)
-    kind = StableDiffusionXLPipeline if sdxl else StableDiffusionPipeline
-    tokenizers = {"tokenizer": clip_tokenizer("<|endoftext|>")}
-    if sdxl:
-        tokenizers["tokenizer_2"] = clip_tokenizer("!")
-    else:
-        tokenizers |= {"safety_checker": None, "feature_extractor": None}
-    folder = config or BASE_CONFIGS / ("sdxl" if sdxl else "sd15")
-    return kind.from_single_file(str(path), config=str(folder), local_files_only=True, **tokenizers)
-
-
-def clip_tokenizer(padding: str) -> Any:
-    """CLIP's tokenizer, made from the merges that open_clip brings, so that nothing has to be downloaded."""
+def clip_tokenizer(padding: str = "<|endoftext|>") -> Any:
+    """CLIP's tokenizer, the same for every base, made from the merges that open_clip brings."""
     from open_clip import SimpleTokenizer
     from transformers import CLIPTokenizer
 
