@@ -11,7 +11,7 @@ from enum import Enum
 import numpy as np
 import torch
 from ipadapter_instruct_core.tasks import Task
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 
@@ -50,13 +50,13 @@ class Dropout(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    text: float = 0.05
+    text: float = Field(0.05, ge=0)
     """The text prompt alone; a replication sample is then told "everything" (the everything row)."""
-    words: float = 0.05
+    words: float = Field(0.05, ge=0)
     """Text prompt, instruction, and the projector's prompt (the image row)."""
-    image: float = 0.05
+    image: float = Field(0.05, ge=0)
     """The condition picture alone."""
-    all: float = 0.05
+    all: float = Field(0.05, ge=0)
     """Every condition (the unconditional row)."""
 
 
@@ -88,19 +88,26 @@ class Draws:
         dropout: Dropout,
         timesteps: int = 1000,
     ) -> None:
-        """``samples`` are the places of each task's samples; ``weights`` need not add up to one."""
+        """``samples`` are the places of each task's samples; ``weights`` need not add up to one.
+
+        Raises:
+            ValueError: no task counts, or the shares of dropout exceed 1.
+        """
         self.seed, self.samples, self.timesteps = seed, samples, timesteps
         self.tasks = [task for task in Task if weights.get(task, 0.0) > 0.0]
+        if not self.tasks:
+            raise ValueError("No task has a weight above 0 in `tasks`; give at least one.")
         shares = np.array([weights[task] for task in self.tasks])
         self.task_edges = np.cumsum(shares / shares.sum())
         self.dropped = [Dropped.TEXT, Dropped.WORDS, Dropped.IMAGE, Dropped.ALL]
         self.dropped_edges = np.cumsum([dropout.text, dropout.words, dropout.image, dropout.all])
-        if self.dropped_edges[-1] > 1.0:
+        if self.dropped_edges[-1] > 1.0 + 1e-9:
             raise ValueError("The shares of dropout add up to more than 1; lower them.")
 
     def draw(self, step: int, position: int, attempt: int = 0) -> Draw:
         """The draw of one slot; ``attempt`` counts up where the sample drawn before turned out damaged."""
-        random = np.random.Generator(np.random.Philox(key=[self.seed, attempt], counter=[step, position, 0, 0]))
+        # The counter's first word is what Philox itself counts up; the slot stands behind it, so that no two overlap.
+        random = np.random.Generator(np.random.Philox(key=[self.seed, attempt], counter=[0, 0, step, position]))
         task_at, sample_at, instruction, dropped_at = random.random(4)
         task = self.tasks[min(int(np.searchsorted(self.task_edges, task_at, "right")), len(self.tasks) - 1)]
         places = self.samples[task]
