@@ -100,15 +100,17 @@ def json_lines(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def inside(folder: Path, name: str) -> Path:
     """A file of a dataset; raises ValueError for a path that leaves the dataset's folder."""
-    path = folder / name
-    if not Path(os.path.realpath(path)).is_relative_to(_real(folder)):
+    path = os.path.join(folder, name)
+    real = os.path.realpath(path) if os.path.islink(path) else _real(os.path.dirname(path))
+    root = _real(str(folder)).rstrip(os.sep)
+    if not f"{real}{os.sep}".startswith(f"{root}{os.sep}"):
         raise ValueError(f"{name} leads out of {folder}; the pictures of a dataset have to lie in its folder.")
-    return path
+    return Path(path)
 
 
-@lru_cache(maxsize=16)
-def _real(folder: Path) -> Path:
-    return Path(os.path.realpath(folder))
+@lru_cache(maxsize=65536)  # millions of pictures lie in few folders
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def pictures_in(path: Path, picture_column: str = "", caption_column: str = "") -> Iterator[tuple[str, Place, str]]:
