@@ -63,6 +63,11 @@ class FrozenBase:
             for part, padding in zip(found, PADDING, strict=False)
         ]
 
+    def prompt_states(self, tokens: Tensor) -> Tensor:
+        """Token numbers [B, L] for the first encoder -> CLIP-L's last normed states [B, L, 768]."""
+        encoder = self.text_encoders[0]
+        return encoder(tokens.to(encoder.device)).last_hidden_state
+
     def text_states(self, tokens: Sequence[Tensor]) -> TextStates:
         """Token numbers as from `tokens` -> hidden states, on the encoders' device."""
         outs = [

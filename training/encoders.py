@@ -74,7 +74,7 @@ class Encoders:
         """Instructions -> [B, L, W]."""
         if self.instruction_tower is not None:
             return self.instruction_tower.instruction_tokens(instructions)
-        return self.base.text_states(self.base.tokens(instructions)).prompt
+        return self.base.prompt_states(self.base.tokens(instructions)[0])
 
     def image_states(self, pixels: Tensor) -> Tensor:
         """Preprocessed pixels [B, 3, S, S] -> penultimate states [B, N, W]."""
