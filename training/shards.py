@@ -21,27 +21,34 @@ class Tally:
     largest_share: float
     seen: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    unnamed: int = 0  # items lost besides those in `skipped`, as the other samples of a shard are
 
     def good(self, count: int = 1) -> None:
         self.seen += count
 
+    def lose(self, name: str, why: str, items: int = 1) -> None:
+        """Take one bad item, or the many of one bad file, out of those that were counted as seen."""
+        self.skipped.append((name, why))
+        self.unnamed += items - 1
+
     def skip(self, name: str, why: str) -> None:
-        """Count one bad item.
+        """Count one bad item, where it is not known how many there will be.
 
         Raises:
             ValueError: more than the set share of at least 20 items seen was skipped.
         """
-        self.seen += 1
-        self.skipped.append((name, why))
+        self.good()
+        self.lose(name, why)
         if self.seen >= 20:
             self.check()
 
     def check(self) -> None:
         """The same test at the end of the work, where fewer than 20 items count too."""
-        if self.skipped and len(self.skipped) > self.largest_share * self.seen:
+        lost = len(self.skipped) + self.unnamed
+        if self.skipped and lost > self.largest_share * self.seen:
             named = "; ".join(f"{name}: {why}" for name, why in self.skipped[:3])
             raise ValueError(
-                f"{len(self.skipped)} of {self.seen} items could not be used ({named}), more than the share of "
+                f"{lost} of {self.seen} items could not be used ({named}), more than the share of "
                 f"{self.largest_share:g} that is allowed; mend the source, or raise --max-skipped."
             )
 
@@ -111,22 +118,27 @@ class Shards:
     def __init__(self, paths: Sequence[Path], tally: Tally) -> None:
         self.paths = list(paths)
         self.samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []
+        self._maps: dict[int, mmap.mmap] = {}
+        bad = {}
         for number, path in enumerate(self.paths):
             try:
                 self._index(number, path)
             except (tarfile.TarError, OSError) as error:
-                tally.skip(path.name, f"not a whole shard ({error})")
-        self._maps: dict[int, mmap.mmap] = {}
+                bad[path.name] = f"not a whole shard ({error})"
+        usual = len(self.samples) // max(1, len(self.paths) - len(bad))  # samples of a shard, of which nothing is known
+        for name, why in bad.items():
+            tally.good(max(1, usual))
+            tally.lose(name, why, max(1, usual))
 
     def _index(self, number: int, path: Path) -> None:
-        size = path.stat().st_size
         whole: dict[str, dict[str, tuple[int, int]]] = {}
-        with tarfile.open(path, "r:") as archive:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 key, _, ending = member.name.partition(".")
                 whole.setdefault(key, {})[ending] = (member.offset_data, member.size)
-            if size < archive.offset + END_OF_TAR:
-                raise tarfile.ReadError("it is cut short")
+            file.seek(archive.offset)  # tarfile takes a damaged header in the middle for the end
+            if file.read(END_OF_TAR) != bytes(END_OF_TAR):
+                raise tarfile.ReadError("it is cut short or damaged")
         self.samples += [(number, key, places) for key, places in whole.items()]
 
     def __len__(self) -> int:

@@ -27,14 +27,14 @@ class Source:
         self.shards = Shards(paths, tally)
         self.words: dict[int, dict[str, Any]] = {}
         places: dict[Task, list[int]] = defaultdict(list)
+        tally.good(len(self.shards))
         for index in range(len(self.shards)):
             try:
                 words = json.loads(self.shards[index]["json"])
                 places[Task(words["task"])].append(index)
             except (KeyError, TypeError, ValueError) as error:
-                tally.skip(self.shards.name(index), f"its words cannot be read ({error})")
+                tally.lose(self.shards.name(index), f"its words cannot be read ({error})")
                 continue
-            tally.good()
             self.words[index] = words
         tally.check()
         self.by_task: dict[Task, list[int]] = dict(places)
