@@ -3,23 +3,30 @@
 import logging
 import sys
 
-from training.cli import USAGE, VERBS, read_config
+from training.cli import USAGE, VERBS, read_config, sentence, unknown_verb
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] not in VERBS:
-        asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(USAGE) if asked else sys.exit(USAGE)
+    if not arguments:
+        sys.exit(USAGE)
+    verb = arguments[0]
+    if verb in ("-h", "--help"):
+        print(USAGE)
         return
+    if verb not in VERBS:
+        sys.exit(unknown_verb(verb))
     try:
-        config, run = read_config(arguments[0], arguments[1:])
+        config, run = read_config(verb, arguments[1:])
         run(config)
-    except (ValueError, FileNotFoundError) as error:  # written for the person who reads it
-        sys.exit(f"{arguments[0]}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{arguments[0]}: stopped; the same command goes on from what is done.")
+        sys.exit(f"{verb}: stopped; the same command goes on from what is done.")
+    except Exception as error:
+        told = sentence(error)
+        if told is None:
+            raise
+        sys.exit(f"{verb}: {told}")
 
 
 if __name__ == "__main__":
