@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,7 @@ def _no_bars() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+@cache
 def clip_tokenizer(padding: str = "<|endoftext|>") -> Any:
     """CLIP's tokenizer, the same for every base, made from the merges that open_clip brings."""
     from open_clip import SimpleTokenizer
