@@ -1,4 +1,4 @@
-"""`build` end to end: shards and manifest of every source, splits that do not leak, and prompts from an endpoint."""
+"""`build` end to end: shards and manifest of every source, and splits that do not leak."""
 
 import hashlib
 import json
@@ -6,84 +6,34 @@ import os
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from builds import (
+    Turned,
+    build,
+    celeba,
+    coco,
+    commoncanvas,
+    files_of,
+    journeydb,
+    own_file,
+    own_folder,
+    samples_of,
+    styles,
+)
 from comparing import assert_alike, pixels
 from PIL import Image
 from sources import (
     jpeg,
-    make_celeba,
-    make_coco,
-    make_commoncanvas,
-    make_journeydb,
-    make_own,
-    make_own_folder,
-    make_styles,
     save,
     variants,
 )
-from training.build import BuildConfig, run
 from training.canny import edge_map
-from training.datasets.sample import Sample, decode_picture
-from training.shards import Shards, Tally
+from training.datasets.sample import decode_picture
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Turned:
-    """A target maker that turns its condition upside down, and keeps what it was asked for."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[list[str], list[int], list[str]]] = []
-
-    def __call__(self, conditions, prompts, seeds, contents):
-        self.asked.append((prompts, seeds, contents))
-        return [condition.resize((512, 512)).rotate(180) for condition in conditions]
-
-
-def journeydb(folder: Path, count: int = 24) -> dict:
-    make_journeydb(folder, count)
-    return {"kind": "replication", "annotations": folder / "train_anno.jsonl", "images": folder / "imgs"}
-
-
-def styles(folder: Path) -> dict:
-    make_styles(folder)
-    targets = {"base": "base", "adapter": "adapter", "image_encoder": "encoder", "batch_size": 4}
-    return {"kind": "style", "pictures": folder / "pictures", "prompts": folder / "art.csv", "targets": targets}
-
-
-def commoncanvas(folder: Path) -> dict:
-    targets = {"base": "base", "controlnet": "scribble", "size": 128}
-    return {"kind": "composition", "pictures": make_commoncanvas(folder), "targets": targets}
-
-
-def coco(folder: Path) -> dict:
-    make_coco(folder)
-    files = {name: folder / f"{name}.json" for name in ("instances", "captions")}
-    return {"kind": "object", **files, "images": folder / "images"}
-
-
-def celeba(folder: Path) -> dict:
-    make_celeba(folder)
-    return {
-        "kind": "face",
-        "identities": folder / "identity_CelebA.txt",
-        "images": folder / "img_align_celeba",
-        "landmarks": folder / "list_landmarks_align_celeba.txt",
-    }
-
-
-def own_file(folder: Path) -> dict:
-    return {"kind": "own", "data": make_own(folder) / "samples.jsonl"}
-
-
-def own_folder(folder: Path) -> dict:
-    return {"kind": "own", "data": make_own_folder(folder), "task": "style"}
 
 
 SOURCES = {  # source: (samples, of which validate, tasks)
@@ -95,21 +45,6 @@ SOURCES = {  # source: (samples, of which validate, tasks)
     own_file: (14, 1, {"everything", "style", "object"}),
     own_folder: (10, 1, {"style"}),
 }
-
-
-def build(source: dict, out: Path, maker=None, **settings: object) -> dict:
-    """The manifest of a small build."""
-    run(BuildConfig(source=source, out=out, **{"samples_per_shard": 5, "size": 96, **settings}), maker)
-    return json.loads((out / "manifest.json").read_text())
-
-
-def samples_of(out: Path, split: str) -> list[Sample]:
-    shards = Shards(sorted(out.glob(f"{split}-*.tar")), Tally(0))
-    return [Sample.from_members(shards[index]) for index in range(len(shards))]
-
-
-def files_of(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)
@@ -247,70 +182,6 @@ def test_generated_targets(tmp_path):
     assert [content for _, _, contents in maker.asked for content in contents] == [sample.prompt for sample in made]
     edges = edge_map(decode_picture(made[0].condition), 128).resize((512, 512)).rotate(180)
     assert_alike(pixels(made[0].target), np.asarray(edges.resize((96, 96), Image.Resampling.LANCZOS)), 5)
-
-
-@pytest.fixture
-def endpoint() -> Iterator[tuple[str, list[dict]]]:
-    """An OpenAI-compatible server that describes every picture in its own words, and what it was asked."""
-    asked: list[dict] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(body)
-            picture = hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()[:8]
-            answer = json.dumps({"choices": [{"message": {"content": f"A photo called {picture} of something."}}]})
-            self.send_response(500 if self.path.startswith("/broken") else 200)
-            self.end_headers()
-            self.wfile.write(answer.encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
-
-
-def test_prompts_from_an_endpoint_are_asked_for_once(tmp_path, endpoint):
-    url, asked = endpoint
-    source = coco(tmp_path / "source")
-    settings = {"prompts": "endpoint", "endpoint": {"url": f"{url}/v1", "cache": tmp_path / "cache"}}
-    build(source, tmp_path / "a", **settings)
-    assert len(asked) == 12
-    made = samples_of(tmp_path / "a", "train")
-    assert all(sample.prompt.startswith("A photo called ") for sample in made)
-    assert len({sample.prompt for sample in made}) == len(made)
-    subjects = [body["messages"][0]["content"][0]["text"].rpartition("mention the ")[2].rstrip(".") for body in asked]
-    assert sorted(subjects) == sorted(["cat", "cup", "person", "motorcycle", "building", "potted plant"] * 2)
-    build(source, tmp_path / "b", **settings)
-    assert len(asked) == 12, "the second build asks nothing"
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    assert url not in (tmp_path / "a" / "manifest.json").read_text()
-
-
-def test_an_endpoint_describes_the_condition_of_a_style(tmp_path, endpoint):
-    url, asked = endpoint
-    maker = Turned()
-    settings = {"prompts": "endpoint", "endpoint": {"url": url, "cache": None}}
-    build(styles(tmp_path / "source"), tmp_path / "out", maker, **settings)
-    assert len(asked) == 12
-    for sample in samples_of(tmp_path / "out", "train"):
-        assert sample.condition_prompt.startswith("A photo called") and not sample.prompt.startswith("A photo")
-    assert all(content.startswith("A photo called") for _, _, contents in maker.asked for content in contents)
-
-
-def test_an_endpoint_that_fails_stops_or_is_skipped_as_asked(tmp_path, endpoint):
-    url, _ = endpoint
-    source = journeydb(tmp_path / "source", count=4)
-    broken = {"url": f"{url}/broken", "attempts": 1, "cache": None}
-    with pytest.raises(ValueError, match="gave no usable answer"):
-        build(source, tmp_path / "a", prompts="endpoint", endpoint=broken)
-    assert not list((tmp_path / "a").glob("*.tar"))
-    with pytest.raises(ValueError, match="4 of 4 items could not be used .*the endpoint gave no prompt"):
-        build(source, tmp_path / "b", validation=0, prompts="endpoint", endpoint={**broken, "on_failure": "skip"})
 
 
 def test_from_the_command_line(tmp_path):

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from builds import build, files_of, journeydb
 from PIL import Image
-from sources import make_commoncanvas, make_journeydb
+from sources import make_commoncanvas
 from training import build as build_module
 from training.build import BuildConfig, run
 from training.shards import Shards, Tally
@@ -53,10 +54,6 @@ def start(tmp_path: Path, name: str, kill_at: int = 0, **environment: str) -> su
 
 def made(tmp_path: Path, name: str, rank: int = 0) -> list[str]:
     return (tmp_path / f"{name}-{rank}.notes").read_text().split()
-
-
-def files_of(out: Path) -> dict[str, bytes]:
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +116,6 @@ def test_the_manifest_waits_for_the_last_rank(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "manifest.json").exists()
     monkeypatch.setenv("RANK", "0")
     assert build(source, tmp_path / "out")["counts"] == {"validation": 2, "train": 22}
-
-
-def journeydb(folder: Path, count: int) -> dict:
-    make_journeydb(folder, count)
-    return {"kind": "replication", "annotations": folder / "train_anno.jsonl", "images": folder / "imgs"}
-
-
-def build(source: dict, out: Path, **settings: object) -> dict | None:
-    run(BuildConfig(source=source, out=out, **{"samples_per_shard": 5, "size": 96, **settings}))
-    manifest = out / "manifest.json"
-    return json.loads(manifest.read_text()) if manifest.exists() else None
 
 
 def spoil(folder: Path) -> dict[str, str]:
