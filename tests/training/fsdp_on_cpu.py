@@ -3,6 +3,7 @@
 accelerate takes FSDP for cards alone; everything of it but that check runs on the CPU too.
 """
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def average_of_shards(self: run_state.RunState) -> None:
     average(self)
 
 
+logging.basicConfig(level=logging.INFO)
 AcceleratorState.__init__ = begin_with_fsdp
 run_state.RunState.average = average_of_shards
 try:
