@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.config import InstructionEncoder
+from ipadapter_instruct_core.tasks import PHRASES
 from torch import Tensor
 from tqdm import tqdm
 from training import checkpoints
@@ -21,7 +22,7 @@ from training.batches import Slots, loader
 from training.conditioned_unet import prepare_unet
 from training.draws import Draws
 from training.encoders import EncoderPaths, Encoders, load_encoders
-from training.instructions import fixed, load_bank
+from training.instructions import load_bank
 from training.run_log import VALIDATION, RunLog
 from training.run_state import RunState
 from training.settings import TrainConfig
@@ -292,10 +293,10 @@ def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders |
         base_config=config.base_config,
     )
     encoders = load_encoders(paths, with_unet=True)
-    phrases = load_bank() if config.instructions == "bank" else {task: [text] for task, text in fixed().items()}
+    constant = {task: [text] for task, (text, *_) in PHRASES.items()}  # `fixed` for all tasks that own data may have
+    phrases = {**PHRASES, **load_bank()} if config.instructions == "bank" else constant
     made = (encoders.image_tower.preprocess, config.resolution)
     source = RawSource(config.data, "train", tally, *made, phrases)
-    constant = {task: [text] for task, text in fixed().items()}
     validation = RawSource(config.data, "validation", tally, *made, constant) if validate else None
     return encoders.base, encoders, source, validation
 
