@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from training import checkpoints
 from training.batches import TASKS
 from training.shards import write_atomically
 
@@ -37,13 +38,14 @@ class RunLog:
         self.losses.append(losses.detach())
         self.waited += waited
 
-    def check(self, step: int, last_good: Path | None) -> None:
+    def check(self, step: int, folder: Path) -> None:
         """Raises ValueError where a loss since the last check is not a number; names the sample."""
         if not self.losses or bool(torch.isfinite(torch.stack(self.losses)).all()):
             return
         micro = next(n for n, losses in enumerate(self.losses) if not torch.isfinite(losses).all())
         bad = [self.names[micro][n] for n in torch.isfinite(self.losses[micro]).logical_not().nonzero()[:, 0].tolist()]
         batch = f"the batch of {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        last_good = checkpoints.newest(folder)
         kept = f"{last_good} is the last good checkpoint" if last_good else "no checkpoint was saved yet"
         raise ValueError(
             f"The loss is no longer a number: first in {batch}, at step {step} or shortly before; {kept}. Lower the "

@@ -12,22 +12,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from ipadapter_instruct_core.adapter import Adapter
-from ipadapter_instruct_core.config import InstructionEncoder
-from ipadapter_instruct_core.tasks import PHRASES
 from torch import Tensor
 from tqdm import tqdm
 from training import checkpoints
-from training.base import FrozenBase, load_base
 from training.batches import Slots, loader
 from training.conditioned_unet import prepare_unet
 from training.draws import Draws
-from training.encoders import EncoderPaths, Encoders, load_encoders
-from training.instructions import load_bank
+from training.run_data import instruction_encoder, load_data, state_widths
 from training.run_log import VALIDATION, RunLog
 from training.run_state import RunState
 from training.settings import TrainConfig
 from training.shards import Tally, write_json
-from training.source import FeatureSource, RawSource, Source, encode_batch
+from training.source import encode_batch
 from training.trained import TrainedAdapter, losses, start_adapter
 from training.validation import Validator
 
@@ -165,10 +161,9 @@ class Trainer:
             bar.update()
             last = step == config.steps
             if step % config.log_every == 0 or last:
-                self.log.check(step, checkpoints.newest(self.folder) if self.main else None)
-                bar.set_postfix(
-                    loss=f"{self.log.line(step, config.batch_size, self.schedule.get_last_lr()[0])['loss']:.4f}"
-                )
+                self.log.check(step, self.folder)
+                figures = self.log.line(step, config.batch_size, self.schedule.get_last_lr()[0])
+                bar.set_postfix(loss=f"{figures['loss']:.4f}")
             if config.validation.every and (step % config.validation.every == 0 or last):
                 self._validate(step)
             stop = self._asked_to_stop(step)
@@ -263,7 +258,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         started = time.perf_counter()
-        self.log.check(step, checkpoints.newest(self.folder) if self.main else None)
+        self.log.check(step, self.folder)
         metadata = {"config": self.config.model_dump(mode="json"), **self.state.facts()}
         checkpoints.save(self.folder, step, self.state.write, metadata, self.config.keep, self.main)
         self.accelerator.wait_for_everyone()
@@ -274,60 +269,6 @@ class Trainer:
             log.info("train: done; `python -m training export --run %s --out FILE.safetensors`", self.config.out)
         if self.tally.skipped:
             log.warning("train: %d damaged samples were skipped", len(self.tally.skipped))
-
-
-def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders | None, Source, Source | None]:
-    """The base, the encoders where raw shards are trained on, the training samples, and those for validation."""
-    validate = config.validation.every > 0
-    if config.features is not None:
-        is_fixed = config.instructions == "fixed"
-        source = FeatureSource(config.features, "train", tally, is_fixed)
-        base = load_base(config.base, config.base_config)
-        hold_to_encoders(source, base)
-        validation = FeatureSource(config.features, "validation", tally, True) if validate else None
-        return base, None, source, validation
-    paths = EncoderPaths(
-        base=config.base,
-        image_encoder=config.image_encoder,
-        instruction_encoder=config.instruction_encoder,
-        base_config=config.base_config,
-    )
-    encoders = load_encoders(paths, with_unet=True)
-    constant = {task: [text] for task, (text, *_) in PHRASES.items()}  # `fixed` for all tasks that own data may have
-    phrases = {**PHRASES, **load_bank()} if config.instructions == "bank" else constant
-    made = (encoders.image_tower.preprocess, config.resolution)
-    source = RawSource(config.data, "train", tally, *made, phrases)
-    validation = RawSource(config.data, "validation", tally, *made, constant) if validate else None
-    return encoders.base, encoders, source, validation
-
-
-def hold_to_encoders(source: FeatureSource, base: FrozenBase) -> None:
-    """Raises ValueError where features were made with other encoders than the base's."""
-    made, own = source.settings["encoders"], base.identities()
-    for name, identity in own.items():
-        if made.get(name) != identity:
-            raise ValueError(
-                f"The features in {source.features} were made with another {name.replace('_', ' ')} than this base "
-                f"has ({made.get(name)}, not {identity}); encode the data with this base, or train on that one."
-            )
-
-
-def state_widths(source: Source, encoders: Encoders | None, index: int) -> dict[str, int]:
-    """Width of each kind of states: of the picture, the instruction, the prompt, and the UNet's text."""
-    if encoders is not None:
-        return encoders.widths()
-    from safetensors.torch import load
-
-    features = load(source.shards[index]["safetensors"])
-    states = {"image": features["image"], "text": features["text"], "instruction": source.rows["empty_instruction"]}
-    states["prompt"] = features.get("prompt", features["text"])
-    return {name: tensor.shape[-1] for name, tensor in states.items()}
-
-
-def instruction_encoder(source: Source, encoders: Encoders | None) -> InstructionEncoder:
-    return (
-        InstructionEncoder(source.settings["instruction_encoder"]) if encoders is None else encoders.instruction_encoder
-    )
 
 
 def learning_rate_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any:

@@ -1,0 +1,64 @@
+"""What a run trains on: its base, its samples, and the encoders where these are raw."""
+
+from ipadapter_instruct_core.config import InstructionEncoder
+from ipadapter_instruct_core.tasks import PHRASES
+from training.base import FrozenBase, load_base
+from training.encoders import EncoderPaths, Encoders, load_encoders
+from training.instructions import load_bank
+from training.settings import TrainConfig
+from training.shards import Tally
+from training.source import FeatureSource, RawSource, Source
+
+
+def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders | None, Source, Source | None]:
+    """The base, the encoders where raw shards are trained on, the training samples, and those for validation."""
+    validate = config.validation.every > 0
+    if config.features is not None:
+        is_fixed = config.instructions == "fixed"
+        source = FeatureSource(config.features, "train", tally, is_fixed)
+        base = load_base(config.base, config.base_config)
+        hold_to_encoders(source, base)
+        validation = FeatureSource(config.features, "validation", tally, True) if validate else None
+        return base, None, source, validation
+    paths = EncoderPaths(
+        base=config.base,
+        image_encoder=config.image_encoder,
+        instruction_encoder=config.instruction_encoder,
+        base_config=config.base_config,
+    )
+    encoders = load_encoders(paths, with_unet=True)
+    constant = {task: [text] for task, (text, *_) in PHRASES.items()}  # `fixed` for all tasks that own data may have
+    phrases = {**PHRASES, **load_bank()} if config.instructions == "bank" else constant
+    made = (encoders.image_tower.preprocess, config.resolution)
+    source = RawSource(config.data, "train", tally, *made, phrases)
+    validation = RawSource(config.data, "validation", tally, *made, constant) if validate else None
+    return encoders.base, encoders, source, validation
+
+
+def hold_to_encoders(source: FeatureSource, base: FrozenBase) -> None:
+    """Raises ValueError where features were made with other encoders than the base's."""
+    made, own = source.settings["encoders"], base.identities()
+    for name, identity in own.items():
+        if made.get(name) != identity:
+            raise ValueError(
+                f"The features in {source.features} were made with another {name.replace('_', ' ')} than this base "
+                f"has ({made.get(name)}, not {identity}); encode the data with this base, or train on that one."
+            )
+
+
+def state_widths(source: Source, encoders: Encoders | None, index: int) -> dict[str, int]:
+    """Width of each kind of states: of the picture, the instruction, the prompt, and the UNet's text."""
+    if encoders is not None:
+        return encoders.widths()
+    from safetensors.torch import load
+
+    features = load(source.shards[index]["safetensors"])
+    states = {"image": features["image"], "text": features["text"], "instruction": source.rows["empty_instruction"]}
+    states["prompt"] = features.get("prompt", features["text"])
+    return {name: tensor.shape[-1] for name, tensor in states.items()}
+
+
+def instruction_encoder(source: Source, encoders: Encoders | None) -> InstructionEncoder:
+    return (
+        InstructionEncoder(source.settings["instruction_encoder"]) if encoders is None else encoders.instruction_encoder
+    )
