@@ -165,7 +165,7 @@ def read_single_file(path: Path, kind: Base, config: Path, with_unet: bool) -> P
     changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if "ztsnr" in keys else {}
     schedule = _schedule(config, **changes)
     pipeline = StableDiffusionXLPipeline if kind is Base.SDXL else StableDiffusionPipeline
-    given = {"scheduler": schedule, "feature_extractor": None, "tokenizer": None}
+    given: dict[str, Any] = {"scheduler": None, "feature_extractor": None, "tokenizer": None}
     given |= {"tokenizer_2": None} if kind is Base.SDXL else {"safety_checker": None, "requires_safety_checker": False}
     given |= {} if with_unet else {"unet": None}
     try:
