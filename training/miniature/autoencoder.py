@@ -74,6 +74,21 @@ class Autoencoder(nn.Module):
 
 
 @torch.no_grad()
+def initialise(model: Autoencoder) -> None:
+    """Begin with signals that keep their size through every layer, and blocks that change them little."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, Block):
+            nn.init.constant_(module.conv[-1].weight, 0.3)  # its last batch norm
+    for last in (model.taesd_encoder[-1], model.taesd_decoder[-1]):
+        last.weight.mul_(0.3)
+    nn.init.constant_(model.taesd_decoder[-1].bias, 0.5)  # mid-grey
+
+
+@torch.no_grad()
 def fold(trained: Autoencoder) -> Autoencoder:
     """The same autoencoder with each batch norm drawn into the convolution before it, as TAESD has none."""
     plain, modules = Autoencoder(), list(trained.modules())
@@ -103,9 +118,9 @@ def autoencoder_loss(model: Autoencoder, pictures: Tensor) -> tuple[Tensor, Tens
 class AutoencoderConfig:
     """Train the autoencoder on drawn pictures."""
 
-    steps: int = 5000
+    steps: int = 3600
     batch: int = 8
-    rate: float = 2e-3
+    rate: float = 3e-3
     pictures: int = 30_000
     seed: int = 0
     folder: Path = Path("runs/miniature")
@@ -115,6 +130,7 @@ def run(config: AutoencoderConfig) -> None:
     torch.manual_seed(config.seed)
     data = pictures(config.pictures, config.seed, config.folder / "pictures")
     model = Autoencoder(normed=True).to(memory_format=torch.channels_last)
+    initialise(model)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = np.random.default_rng([config.seed, step])

@@ -47,33 +47,37 @@ class Pair:
 
 
 def pair(task: Task, generator: np.random.Generator, held_out: bool = False) -> Pair:
-    """A random pair of one task, both pictures from the training set's combinations or both from the others."""
+    """A random pair of one task.
 
-    def draw(person: bool = False, **known: object) -> Factors:
-        return sample(generator, held_out, person, **known)
+    Args:
+        held_out: False: both pictures from the training set's combinations; True: the target from the others, the
+            condition from all.
+    """
 
-    def unlike(condition: Factors, *changed: str, person: bool = False, **kept: object) -> Factors:
+    def condition_unlike(target: Factors, *changed: str, person: bool = False, **kept: object) -> Factors:
         while True:
-            target = draw(person, **kept)
+            condition = sample(generator, None if held_out else False, person, **kept)
             if all(getattr(target, name) != getattr(condition, name) for name in changed):
-                return target
+                return condition
 
+    person = generator.random() < {Task.FACE: 1, Task.EVERYTHING: 0.3, Task.STYLE: 0.2}.get(task, 0)
+    target = sample(generator, held_out, person)
     if task is Task.FACE:
-        condition = draw(person=True)
+        condition = condition_unlike(target, "expression", "style", "scene", person=True, identity=target.identity)
         if generator.random() < 0.5:  # half of the conditions are zoomed in to the face (Sec. 3.4)
             condition = replace(condition, zoom=1.25)
-        target = unlike(condition, "expression", "style", "scene", person=True, identity=condition.identity)
     elif task is Task.OBJECT:
-        condition = draw(style=str(generator.choice(COLOURFUL_STYLES)))
-        target = unlike(condition, "style", "scene", subject=condition.subject, colour=condition.colour)
+        while True:  # not every style is to be had: some never go with this subject
+            condition = condition_unlike(target, "style", "scene", subject=target.subject, colour=target.colour)
+            if condition.style in COLOURFUL_STYLES:
+                break
     elif task is Task.COMPOSITION:
-        condition = draw()
-        target = unlike(condition, "style", "subject", "scene", layout=condition.layout)
+        condition = condition_unlike(target, "style", "subject", "scene", layout=target.layout)
     elif task is Task.STYLE:
-        condition = draw(person=generator.random() < 0.2)
-        target = unlike(condition, "subject", "layout", "scene", style=condition.style)
+        other = generator.random() < 0.2
+        condition = condition_unlike(target, "subject", "scene", person=other and not person, style=target.style)
     else:
-        condition = target = draw(person=generator.random() < 0.3)
+        condition = target
     square = tuple(int(value) for value in generator.integers(0, 256, 3))
     picture = render_cut_out(condition, square) if task is Task.OBJECT else render(condition)
     prompt = caption(target, generator, LEFT_TO_CONDITION[task])
