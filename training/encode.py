@@ -1,5 +1,6 @@
 """`encode`: run every frozen encoder once over shards of samples, and keep the results as shards of features."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from ipadapter_instruct_core.tasks import Task
+from ipadapter_instruct_core.tasks import PHRASES, Task
 from pydantic import ConfigDict
 from torch import Tensor
 from tqdm import tqdm
@@ -85,25 +86,40 @@ def _hold_to_settings(out: Path, settings: Mapping[str, Any]) -> None:
         write_json(out / MANIFEST, settings)
         return
     before = read_manifest(out, "encode")
-    changed = [key for key, value in settings.items() if before.get(key) != value]
-    if changed:
-        key = changed[0]
-        raise ValueError(
-            f"{out} holds features made with {key} {before.get(key)}, not {settings[key]}; choose another folder."
-        )
+    key = next((key for key, value in settings.items() if before.get(key) != value), None)
+    if key is None:
+        return
+    old, new = before.get(key), settings[key]
+    if isinstance(new, dict) and isinstance(old, dict):  # hashes, of encoders or of shards
+        key = next(name for name in {**new, **old} if new.get(name) != old.get(name))
+        old, new = old.get(key), new.get(key)
+    raise ValueError(f"{out} holds features made with {key.replace('_', ' ')} {old}, not {new}; choose another folder.")
 
 
 def _encode_dataset(encoders: Encoders, folder: Path, config: EncodeConfig, rank: int, world: int) -> None:
+    """A shard is done when its record lies beside it, which also tells a later run what was skipped."""
     source = read_manifest(folder, "build")
     out = config.out / folder.name
     out.mkdir(exist_ok=True)
     _hold_to_settings(out, {"source": {shard["name"]: shard["sha256"] for shard in source["shards"]}})
-    paths = [folder / shard["name"] for shard in source["shards"]]
-    tally = Tally(config.max_skipped)
-    for path in tqdm(paths[rank::world], desc=f"encode {folder.name}", unit="shard", disable=rank > 0):
-        if not (out / path.name).exists():
-            write_shard(out / path.name, _features_of_shard(encoders, path, config, tally))
-    tally.check()
+    shards = source["shards"][rank::world]
+    tally = Tally(config.max_skipped, seen=sum(shard["samples"] for shard in shards))
+    for shard in tqdm(shards, desc=f"encode {folder.name}", unit="shard", disable=rank > 0):
+        name, found = shard["name"], Tally(1.0)
+        record = out / f"{Path(name).stem}.json"
+        if not record.exists():
+            samples = write_shard(out / name, _features_of_shard(encoders, folder / name, config, found))
+            write_json(record, {"samples": samples, "skipped": found.skipped})
+        done = json.loads(record.read_text())
+        for sample, why in done["skipped"]:
+            tally.lose(sample, why)
+        tally.unnamed += shard["samples"] - done["samples"] - len(done["skipped"])  # of a shard that is cut short
+        try:
+            tally.check()
+        except ValueError:  # so that the shard is made again from a mended source
+            record.unlink()
+            (out / name).unlink()
+            raise
     for name, why in tally.skipped:
         log.warning("encode: skipped %s: %s", name, why)
 
@@ -134,9 +150,8 @@ def _decoded_samples(encoders: Encoders, shard: Shards, config: EncodeConfig, ta
             sample = Sample.from_members(files)
             condition, target = sample.pictures()
         except (KeyError, TypeError, ValueError) as error:
-            tally.skip(shard.name(index), str(error))
+            tally.lose(shard.name(index), str(error))
             continue
-        tally.good()
         yield _Decoded(
             key=shard.samples[index][1],
             # Validation looks at pictures, too; training only at their features.
@@ -169,7 +184,11 @@ def _write_words(encoders: Encoders, config: EncodeConfig) -> None:
     rows = {name: states.to("cpu", dtype).contiguous().clone() for name, states in encoders.rows().items()}
     write_atomically(config.out / ROWS, save(rows))
     tasks, subjects = _tasks_and_subjects(config)
-    phrases = {task.value: [fixed()[task], *load_bank()[task]] for task in sorted(tasks, key=lambda task: task.value)}
+    first, bank = fixed(), load_bank()
+    phrases = {  # the bank has none for the tasks that the paper does not train
+        task.value: [first.get(task, PHRASES[task][0]), *bank.get(task, PHRASES[task])]
+        for task in sorted(tasks, key=lambda task: task.value)
+    }
     for subject in sorted(subjects):
         some = phrases[Task.OBJECT.value][: config.phrases_per_subject]
         phrases[f"{Task.OBJECT.value}/{subject}"] = [with_subject(phrase, subject) for phrase in some]
