@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
@@ -58,11 +57,7 @@ class BuildConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    source: Annotated[
-        Replication | Style | Object | Composition | Face | Own,
-        Field(discriminator="kind"),
-        tyro.conf.OmitSubcommandPrefixes,
-    ]
+    source: Annotated[Replication | Style | Object | Composition | Face | Own, Field(discriminator="kind")]
     """The source dataset and its files."""
     out: Path
     """Folder for the shards and their manifest."""

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
+import operator
 import re
 import types
 import typing
@@ -130,6 +132,9 @@ def _option(info: StructTypeInfo, name: str, annotation: Any) -> StructFieldSpec
         default = getattr(info.default, name)
     if typing.get_origin(field.annotation) is Literal and len(typing.get_args(field.annotation)) == 1:
         annotation = Annotated[annotation, tyro.conf.Suppress]  # the kind of a source, chosen by its name
+    elif len(models := list(_models(field.annotation))) > 1:  # a source, chosen by its kind
+        named = (Annotated[model, tyro.conf.subcommand(_kind_of(model), prefix_name=False)] for model in models)
+        annotation = functools.reduce(operator.or_, named)
     elif default in ([], {}, ()):
         annotation = Annotated[annotation, tyro.conf.arg(help_behavior_hint="(default: none)")]
     return StructFieldSpec(name, annotation, default, " ".join((field.description or "").split()))

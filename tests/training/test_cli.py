@@ -85,11 +85,28 @@ def test_options_count_over_the_file(tmp_path: Path) -> None:
 
 
 def test_a_source_is_chosen_by_its_name_or_by_the_file(tmp_path: Path) -> None:
-    config, _ = read_config("build", [written(tmp_path, OWN), "--data", "other", "--limit", "none", "--task", "style"])
-    assert (config.source.data, config.limit, config.source.task) == (Path("other"), None, Task.STYLE)
-    for options in (["own", "--data", "p", "--out", "o"], ["--out", "o", "own", "--data", "p"]):
+    config, _ = read_config("build", [written(tmp_path, OWN), "--source.data", "other", "--limit", "none"])
+    assert (config.source.data, config.limit, config.source.task) == (Path("other"), None, None)
+    source = ["--source.data", "p", "--source.task", "style"]
+    for options in (["own", *source, "--out", "o"], ["--out", "o", "own", *source]):
         config, _ = read_config("build", options)
         assert (config.source.kind, config.source.data, config.out) == ("own", Path("p"), Path("o"))
+        assert config.source.task is Task.STYLE
+
+
+def test_options_of_one_name_are_told_apart() -> None:
+    names = ["--source.pictures", "p", "--source.prompts", "art.csv", "--prompts", "endpoint", "--source.targets.base"]
+    models = [
+        "b",
+        "--source.targets.adapter",
+        "a",
+        "--source.targets.image-encoder",
+        "i",
+        "--source.targets.steps",
+        "4",
+    ]
+    config, _ = read_config("build", ["style", "--out", "o", *names, *models])
+    assert (config.source.prompts, config.prompts, config.source.targets.steps) == (Path("art.csv"), "endpoint", 4)
 
 
 def test_rows_and_runs_are_given_by_name() -> None:
@@ -138,7 +155,7 @@ MISTAKES = {
         "--step: invalid literal",
     ),
     "option out of range": ("instructions", "", ["--endpoint.attempts", "0"], "endpoint.attempts = 0: input should be"),
-    "option without value": ("build", "", ["own", "--out", "o", "--data"], "Missing value for argument '--data'"),
+    "option without value": ("build", "", ["own", "--out", "o", "--source.data"], "Missing value for argument"),
     "no choice": ("instructions", "", ["--task", "pose"], "invalid choice 'pose' for argument '--task'"),
     "no mapping": ("figures", "", ["--output", "o", "--runs", "main"], "'main' is not NAME=VALUE"),
     "contradicting options": ("train", "", ["--base", "b", "--out", "o"], "give either `features` (from encode)"),

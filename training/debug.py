@@ -1,0 +1,165 @@
+"""`python -m training.debug [FOLDER]`: tiny random models and drawn pictures, to try every verb on a CPU in minutes.
+
+Nothing is downloaded. The models have the file formats and the structure of the real ones, but their weights are
+random: what they make is noise.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+WIDTH = 32  # of text states; CLIP's vocabulary makes up most of a tiny text encoder
+OPEN_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 48, "patch_size": 8, "head_width": 24},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 40, "heads": 2, "layers": 2},
+}
+SAMPLES = 40  # a task
+
+
+def make(folder: Path) -> None:
+    """Fill ``folder`` with ``models/base``, ``models/clip``, ``models/ip-adapter-plus.safetensors``, ``pictures``."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for each tiny file says nothing
+    save_sd15(folder / "models" / "base")
+    save_open_clip(folder / "models" / "clip")
+    save_ip_adapter_plus(folder / "models" / "ip-adapter-plus.safetensors", folder / "models" / "base")
+    save_pictures(folder / "pictures")
+
+
+def save_sd15(folder: Path, seed: int = 0, **unet: object) -> Path:
+    """A StableDiffusionPipeline folder with five cross-attentions; ``unet`` changes settings of its UNet."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from training.base import clip_tokenizer
+
+    torch.manual_seed(seed)
+    pipe = StableDiffusionPipeline(
+        vae=autoencoder(),
+        text_encoder=text_encoder(),
+        tokenizer=clip_tokenizer("<|endoftext|>"),
+        unet=UNet2DConditionModel(**{**unet_settings(), "cross_attention_dim": WIDTH, **unet}),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def autoencoder() -> nn.Module:
+    """An AutoencoderKL that makes latents of an eighth of a picture's side."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(16, 16, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=8,
+    )
+
+
+def unet_settings() -> dict[str, Any]:
+    """Settings of a UNet that lack its context's width."""
+    return {
+        "sample_size": 8,
+        "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "norm_num_groups": 8,
+    }
+
+
+def text_encoder(**second: object) -> nn.Module:
+    """CLIP-L's kind; with settings of its own, SDXL's second, which projects."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    settings = {
+        "vocab_size": 49408,
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": WIDTH,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+    }
+    return (CLIPTextModelWithProjection if second else CLIPTextModel)(CLIPTextConfig(**settings | second))
+
+
+def save_open_clip(folder: Path, seed: int = 1) -> Path:
+    """An OpenCLIP model, both towers."""
+    from open_clip import CLIP
+    from safetensors.torch import save_file
+
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(CLIP(**OPEN_CLIP).state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP}))
+    return folder
+
+
+def save_ip_adapter_plus(path: Path, base: Path, seed: int = 2) -> Path:
+    """An IPAdapter+ in a few thousand weights that fits a tiny base."""
+    from ipadapter_instruct_core.adapter import Adapter
+    from ipadapter_instruct_core.checkpoint import save
+    from ipadapter_instruct_core.config import AdapterConfig, Base
+    from training.base import load_base
+    from training.conditioned_unet import cross_attentions
+
+    config = AdapterConfig(
+        image_width=OPEN_CLIP["vision_cfg"]["width"],
+        width=64,
+        heads=1,
+        depth=2,
+        token_count=4,
+        output_width=WIDTH,
+        instruction_width=None,
+        prompt_width=None,
+        layers=tuple(cross_attentions(load_base(base).unet)),
+        base=Base.SD15,
+    )
+    torch.manual_seed(seed)
+    save(path, Adapter(config))
+    return path
+
+
+def save_pictures(folder: Path, samples: int = SAMPLES) -> Path:
+    """Own data of the five tasks: ``samples.jsonl`` beside pictures of the small world, drawn in code."""
+    import numpy as np
+    from PIL import Image
+    from training.datasets.sample import encode_picture
+    from training.miniature.samples import TASKS, pair
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(samples * len(TASKS)):
+        made = pair(TASKS[number % len(TASKS)], np.random.default_rng(number))
+        line = {"task": made.task.value, "prompt": made.prompt, "condition_prompt": made.condition_prompt}
+        pictures = {"condition": made.condition_picture, "target": made.target_picture}
+        for role, picture in pictures.items():
+            if role == "target" and picture is made.condition_picture:
+                continue  # replication
+            line[role] = f"{number:04d}-{role}.jpg"
+            (folder / line[role]).write_bytes(encode_picture(Image.fromarray(picture)))
+        if made.task.value == "object":
+            line["subject"] = made.condition.subject
+        lines.append(json.dumps(line) + "\n")
+    (folder / "samples.jsonl").write_text("".join(lines))
+    return folder
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1] if len(sys.argv) > 1 else "debug")
+    make(where)
+    print(f"{where} holds tiny models with random weights and {5 * SAMPLES} samples; go on with README's walk.")
