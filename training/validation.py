@@ -45,10 +45,13 @@ class Validator:
         return figures
 
     def _draws(self, task: Task, places: Sequence[int]) -> list[Draw]:
-        """Timesteps spread evenly; nothing dropped; the task's fixed instruction."""
+        """Timesteps spread evenly; nothing dropped; the task's fixed instruction.
+
+        Seeds count within the task, so that runs on all tasks and on one are looked at alike.
+        """
         spread = self.base.schedule.config.num_train_timesteps / len(places)
         return [
-            Draw(task, place, 0.0, Dropped.NOTHING, int((n + 0.5) * spread), noise_seed=place)
+            Draw(task, place, 0.0, Dropped.NOTHING, int((n + 0.5) * spread), noise_seed=n)
             for n, place in enumerate(places)
         ]
 
