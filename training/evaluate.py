@@ -73,12 +73,21 @@ class EvaluateConfig(EncoderPaths):
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to make: a held-out sample, told to do its task in certain words."""
+    """One picture to make: a held-out sample, told to do its task in certain words.
+
+    ``original`` is the index of the case that this one rewords, None where it is no rewording.
+    """
 
     index: int
     sample: Sample
     instruction: str
     seed: int
+    original: int | None = None
+
+    @property
+    def condition_name(self) -> str:
+        """A rewording's is that of its original, by which figures find the two."""
+        return f"conditions/{self.sample.task.value}/{self.index if self.original is None else self.original:05d}.jpg"
 
     @property
     def condition(self) -> Image.Image:
@@ -175,6 +184,7 @@ def reworded(config: EvaluateConfig, task: Task, cases: Sequence[Case]) -> list[
             case.sample,
             instruction_of(config, task, case.sample.subject, case.seed + 1 + n),
             case.seed,
+            case.index,
         )
         for place, case in enumerate(cases[:2])
         for n in range(count)
@@ -197,10 +207,7 @@ def make_pictures(
 ) -> list[Path]:
     """Files of the row's picture of each case; those that an interrupted run has made are not made again."""
     pictures = [
-        Picture(
-            row, task, case.index, f"conditions/{task.value}/{case.index:05d}.jpg", case.sample.prompt, case.instruction
-        )
-        for case in cases
+        Picture(row, task, case.index, case.condition_name, case.sample.prompt, case.instruction) for case in cases
     ]
     pairs = list(zip(cases, pictures, strict=True))
     missing = [pair for pair in pairs if not (config.out / pair[1].name).is_file()]
