@@ -24,6 +24,8 @@ class Dropped(Enum):
     WORDS    image: no text; tokens of (image, no instruction, no prompt).
     IMAGE    text; tokens of (zero image, instruction, prompt).
     ALL      uncond: no text; tokens of (zero image, no instruction, no prompt).
+
+    SDXL's pooled vector of the text stays in all but the last, as it does in guidance.
     """
 
     NOTHING = "nothing"
@@ -35,6 +37,10 @@ class Dropped(Enum):
     @property
     def keeps_text(self) -> bool:
         return self in (Dropped.NOTHING, Dropped.IMAGE)
+
+    @property
+    def keeps_pooled(self) -> bool:
+        return self is not Dropped.ALL
 
     @property
     def keeps_image(self) -> bool:

@@ -114,9 +114,9 @@ class FeatureSource(Source):
             raise ValueError(f"its features are damaged ({error})") from error
         item: dict[str, Any] = {"image": features["image"] if draw.dropped.keeps_image else self.rows["zero_image"]}
         keeps_prompt = draw.dropped.keeps_instruction  # what the projector reads of the prompt goes with it
-        for name in ("text", "pooled"):
-            if name in features:
-                item[name] = features[name] if draw.dropped.keeps_text else self.rows[f"empty_{name}"]
+        item["text"] = features["text"] if draw.dropped.keeps_text else self.rows["empty_text"]
+        if "pooled" in features:
+            item["pooled"] = features["pooled"] if draw.dropped.keeps_pooled else self.rows["empty_pooled"]
         prompt = "prompt" if "prompt" in features else "text"
         item["prompt"] = features[prompt] if keeps_prompt else self.rows[f"empty_{prompt}"]
         item["instruction"] = self.instruction(draw)
@@ -162,6 +162,7 @@ class RawSource(Source):
             "target_pixels": target_pixels(target, self.resolution),
             "condition_pixels": pixels if draw.dropped.keeps_image else torch.zeros_like(pixels),
             "text": sample.prompt if draw.dropped.keeps_text else "",
+            "pooled": sample.prompt if draw.dropped.keeps_pooled else "",
             "prompt": sample.prompt if draw.dropped.keeps_instruction else "",
             "instruction": self.instruction(draw),
             "latent_noise": eps,
@@ -171,18 +172,19 @@ class RawSource(Source):
 
 def encode_batch(encoders: Encoders, batch: Mapping[str, Any]) -> dict[str, Any]:
     """A batch of `RawSource` -> the same batch as `FeatureSource` gives it."""
-    rest = {name: value for name, value in batch.items() if name not in ("target_pixels", "condition_pixels")}
+    raw = ("target_pixels", "condition_pixels", "text", "pooled", "prompt")
+    rest = {name: value for name, value in batch.items() if name not in raw}
     eps = rest.pop("latent_noise")
     mean, deviation = encoders.base.latent_distribution(batch["target_pixels"].to(encoders.base.device))
-    texts = sorted({*batch["text"], *batch["prompt"]})  # each is encoded once
+    prompts = [batch["text"], batch["pooled"], batch["prompt"]]
+    texts = sorted({text for part in prompts for text in part})  # each is encoded once
     states = encoders.text_features(texts)
-    text_rows = [texts.index(text) for text in batch["text"]]
-    prompt_rows = [texts.index(text) for text in batch["prompt"]]
-    words = {name: value[text_rows] for name, value in states.items() if name != "prompt"}
+    text, pooled, prompt = ([texts.index(text) for text in part] for part in prompts)
+    rest |= {"text": states["text"][text], "prompt": states.get("prompt", states["text"])[prompt]}
+    if "pooled" in states:
+        rest["pooled"] = states["pooled"][pooled]
     return {
         **rest,
-        **words,
-        "prompt": states.get("prompt", states["text"])[prompt_rows],
         "instruction": encoders.instruction_states(batch["instruction"]),
         "image": encoders.image_states(batch["condition_pixels"]),
         "latents": mean + deviation * eps.to(mean.device),
