@@ -11,7 +11,7 @@ import torch
 from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.checkpoint import load
 from ipadapter_instruct_core.encoders import load_open_clip
-from ipadapter_instruct_core.tasks import GuidanceMode, Task
+from ipadapter_instruct_core.tasks import PHRASES, Task
 from PIL import Image
 from pydantic import ConfigDict, Field
 from torch import Tensor
@@ -154,14 +154,14 @@ def held_out(config: EvaluateConfig) -> dict[Task, list[Case]]:
     for folder in config.data:
         names = [shard["name"] for shard in read_manifest(folder, "build")["shards"]]
         shards = Shards([folder / name for name in names if name.startswith("validation")], tally)
+        tally.good(len(shards))
         for index in range(len(shards)):
             try:
                 entry = Sample.from_members(shards[index])
                 entry.pictures()
             except (KeyError, TypeError, ValueError) as error:
-                tally.skip(shards.name(index), str(error))
+                tally.lose(shards.name(index), str(error))
                 continue
-            tally.good()
             of_task = cases.setdefault(entry.task, [])
             if len(of_task) < config.samples:
                 seed = config.seed * 1_000_003 + len(of_task)
@@ -195,9 +195,9 @@ def instruction_of(config: EvaluateConfig, task: Task, subject: str, seed: int) 
     """The instruction of one picture, with the subject's name in it for the object task."""
     banks = {"bank": None, "unseen": UNSEEN}
     if config.instructions == "fixed":
-        words = fixed()[task]
-    else:
-        words = random.Random(seed).choice(load_bank(banks[config.instructions])[task])
+        words = fixed().get(task, PHRASES[task][0])
+    else:  # the banks have none for the tasks that the paper does not train
+        words = random.Random(seed).choice(load_bank(banks[config.instructions]).get(task, PHRASES[task]))
     return with_subject(words, subject) if task is Task.OBJECT and subject else words
 
 
@@ -217,8 +217,8 @@ def make_pictures(
         made = picture_batch(config, encoders, adapter, task, [case for case, _ in batch])
         for (case, picture), image in zip(batch, made, strict=True):
             _keep(config.out / picture.condition, case.condition)
-            _keep(config.out / picture.name, image)
             write_index_line(config.out, picture)
+            _keep(config.out / picture.name, image)  # last, since a picture that is there is not made again
     return [config.out / picture.name for picture in pictures]
 
 
@@ -241,9 +241,8 @@ def picture_batch(
         "instruction": encoders.instruction_states([case.instruction for case in cases]),
         **encoders.text_features([case.sample.prompt for case in cases]),
     }
-    settings = Settings.of_task(task, encoders.base.kind, config.steps, config.text_scale, config.weight)
-    if config.guidance == "simple" or not adapter.config.follows_instructions:
-        settings = Settings(config.steps, config.text_scale, settings.weight, GuidanceMode.SIMPLE)
+    simple = config.guidance == "simple" or not adapter.config.follows_instructions
+    settings = Settings.of_task(task, encoders.base.kind, config.steps, config.text_scale, config.weight, simple)
     conditions = conditionings(adapter, features, encoders.rows(), settings)
     side = config.resolution // 8
     noise = initial_noise([case.seed for case in cases], (4, side, side))

@@ -41,11 +41,17 @@ class Settings:
     image_scale: float = 1.0
 
     @classmethod
-    def of_task(cls, task: Task, base: Any, steps: int, text_scale: float, weight: float | None = None) -> "Settings":
-        """The task's reference settings; ``weight`` in place of its own strength."""
+    def of_task(
+        cls, task: Task, base: Any, steps: int, text_scale: float, weight: float | None = None, simple: bool = False
+    ) -> "Settings":
+        """The task's reference settings; ``weight`` in place of its own strength, ``simple`` in place of its guidance.
+
+        Weights that follow no instructions need ``simple``. So does weight 0, where nothing but the text's scale counts.
+        """
         own = defaults(task, base)
         strength = own.weight if weight is None else weight
-        return cls(steps, text_scale, strength, own.guidance, own.instruct_scale, own.image_scale)
+        guidance = GuidanceMode.SIMPLE if simple or strength == 0 else own.guidance
+        return cls(steps, text_scale, strength, guidance, own.instruct_scale, own.image_scale)
 
     def coefficients(self) -> dict[Row, float]:
         """Factor of each row that counts."""

@@ -75,7 +75,8 @@ class Validator:
 
     def _pictures(self, step: int, task: Task, adapter: Adapter, draws: Sequence[Draw]) -> dict[str, float]:
         batch = self._batch(draws)
-        settings = Settings.of_task(task, self.base.kind, self.settings.steps, self.settings.text_scale)
+        simple = not adapter.config.follows_instructions
+        settings = Settings.of_task(task, self.base.kind, self.settings.steps, self.settings.text_scale, simple=simple)
         conditions = conditionings(adapter, batch, self._rows(), settings)
         noise = initial_noise([draw.noise_seed for draw in draws], batch["latents"].shape[1:])
         latents = sample(self.base, conditions, settings.coefficients(), noise, settings.steps)
