@@ -1,5 +1,6 @@
 """`evaluate`: adapters on held-out samples -> pictures, their CLIP scores, and a table of the form of Table 1."""
 
+import json
 import logging
 import random
 from collections.abc import Sequence
@@ -24,12 +25,15 @@ from training.metrics import TASK_METRICS, Embedder, task_scores
 from training.pictures import Picture, write_index_line
 from training.sampling import Settings, conditionings, initial_noise, sample, to_pictures
 from training.scores import Results, markdown_table
-from training.shards import Shards, Tally, read_manifest, write_atomically
+from training.shards import Shards, Tally, read_manifest, sha256, write_atomically, write_json
 from training.trained import check_fit
 
 log = logging.getLogger("ipadapter_instruct")
 
 ALL = "all"
+SETTINGS = "settings.json"
+# What may change when a folder of pictures is gone on with: no picture depends on it, and rows are held one by one.
+FREE_SETTINGS = {"rows", "out", "scorer", "batch_size", "max_skipped", "device"}
 
 
 class EvaluateConfig(EncoderPaths):
@@ -110,6 +114,7 @@ def run(config: EvaluateConfig) -> None:
     embedder = Embedder(load_open_clip(str(config.scorer)).to(device))
     cases = held_out(config)
     config.out.mkdir(parents=True, exist_ok=True)
+    hold_to_settings(config)
     results = Results(settings={key: str(value) for key, value in config.model_dump(mode="json").items()})
     known = {task: _embed(embedder, chosen) for task, chosen in cases.items() if task in TASK_METRICS}
     for row, files in config.rows.items():
@@ -126,6 +131,26 @@ def run(config: EvaluateConfig) -> None:
     table = markdown_table(results)
     write_atomically(config.out / "table.md", table.encode())
     print(table)
+
+
+def hold_to_settings(config: EvaluateConfig) -> None:
+    """Pictures that are there are not made again, so each run in a folder is held to what made them.
+
+    Raises:
+        ValueError: a setting or a row's file is another than in an earlier run; rows may be added.
+    """
+    path = config.out / SETTINGS
+    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS)
+    for row, files in config.rows.items():
+        settings |= {f"the {task} adapter of {row}": sha256(file) for task, file in files.items()}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    changed = next((key for key, value in settings.items() if before.get(key, value) != value), None)
+    if changed:
+        raise ValueError(
+            f"{config.out} holds pictures made with {changed.replace('_', ' ')} {before[changed]}, not "
+            f"{settings[changed]}; choose another folder."
+        )
+    write_json(path, before | settings)
 
 
 def _load_adapters(

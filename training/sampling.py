@@ -46,7 +46,7 @@ class Settings:
     ) -> "Settings":
         """The task's reference settings; ``weight`` in place of its own strength, ``simple`` in place of its guidance.
 
-        Weights that follow no instructions need ``simple``. So does weight 0, where nothing but the text's scale counts.
+        Weights that follow no instructions need ``simple``. At weight 0 nothing but the text's scale counts.
         """
         own = defaults(task, base)
         strength = own.weight if weight is None else weight
