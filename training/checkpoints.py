@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from training.shards import sha256, write_json
 
 log = logging.getLogger("ipadapter_instruct")
@@ -49,15 +50,17 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict[str
             shutil.rmtree(final, ignore_errors=True)
             os.replace(beside, final)
             _flush(folder)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a failed write as RuntimeError
         if main:
             shutil.rmtree(beside, ignore_errors=True)
+        why = str(error).split("\n")[0]
         raise ValueError(
-            f"The checkpoint of step {step} could not be written ({str(error).splitlines()[0]}); "
+            f"The checkpoint of step {step} could not be written ({why}); "
             "make room and start again with the same command: it goes on from the last good checkpoint."
         ) from error
     if main:
-        for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
+        # A later one that is there is damaged, or the run would have gone on from it: it keeps no place.
+        for old in [path for path in sorted(folder.glob(f"{PREFIX}*")) if path <= final][:-keep]:
             shutil.rmtree(old)
 
 

@@ -42,6 +42,6 @@ def run(config: ExportConfig) -> None:
     if config.half:
         adapter.half()
     state = checkpoints.read_state(checkpoint)
-    tasks = state["config"]["tasks"] or "all"
-    save(config.out, adapter, steps=str(state["step"]), tasks=",".join(tasks) if isinstance(tasks, dict) else tasks)
+    tasks = [task for task, weight in state["config"]["tasks"].items() if weight > 0]
+    save(config.out, adapter, steps=str(state["step"]), tasks=",".join(tasks) or "all")
     log.info("export: %s, step %d%s", config.out, state["step"], ", averaged" if averaged else "")
