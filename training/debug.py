@@ -162,4 +162,4 @@ def save_pictures(folder: Path, samples: int = SAMPLES) -> Path:
 if __name__ == "__main__":
     where = Path(sys.argv[1] if len(sys.argv) > 1 else "debug")
     make(where)
-    print(f"{where} holds tiny models with random weights and {5 * SAMPLES} samples; go on with README's walk.")
+    print(f"{where} holds tiny models with random weights and {5 * SAMPLES} samples; go on with training/README.md.")
