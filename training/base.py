@@ -105,7 +105,7 @@ class FrozenBase:
         return torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]], device=self.device).repeat(count, 1)
 
     def identities(self) -> dict[str, str]:
-        """A hash of the autoencoder and of each text encoder, the same for any file format and precision."""
+        """A hash of the autoencoder and of each text encoder, the same for either file format, in half or in full."""
         names = ("text_encoder", "text_encoder_2")
         encoders = dict(zip(names, self.text_encoders, strict=False))
         return {"vae": fingerprint(self.vae)} | {name: fingerprint(model) for name, model in encoders.items()}

@@ -80,7 +80,7 @@ def _read_part(path: Path, name: str) -> nn.Module:
         raise ValueError(f"{path / name} cannot be read ({_first(error)}); download the folder again.") from error
     missing = sorted(report["missing_keys"])
     if missing:  # the libraries would fill these with random numbers
-        raise ValueError(f"{path / name} lacks {len(missing)} weights, {missing[0]} first; download the folder again.")
+        raise ValueError(f"{path / name} lacks {len(missing)} weights ({missing[0]}, ...); download the folder again.")
     return model
 
 
@@ -157,7 +157,7 @@ def read_single_file(path: Path, kind: Base, config: Path, with_unet: bool) -> P
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     if folder_kind(config) is not kind:
-        raise ValueError(f"{path.name} is {kind.label}, but {config} describes {folder_kind(config).label}.")
+        raise ValueError(f"{path.name} is {kind.label}, but {config} describes another; give the one that fits.")
     for name in ("unet", "vae", *TEXT_ENCODERS[kind]):
         _config_file(config, name)
     keys = _keys(path)
@@ -175,5 +175,8 @@ def read_single_file(path: Path, kind: Base, config: Path, with_unet: bool) -> P
             raise NotImplementedError
     except Exception as error:  # the conversion tells of a file that does not fit in many ways
         why = "weights are missing" if isinstance(error, NotImplementedError) else _first(error)
-        raise ValueError(f"{path.name} is no {kind.label} as {config} describes it ({why}).") from error
+        raise ValueError(
+            f"{path.name} is no {kind.label} as {config} describes it ({why}); download it again, "
+            "or give its own configurations as base_config."
+        ) from error
     return Parts(kind, models[0], models[1], tuple(models[2:]), schedule)
