@@ -17,9 +17,9 @@ from training.miniature.fit import Fit, fit
 from training.miniature.pictures import pictures
 from training.miniature.weights import read, save
 
-# Widths of the layers at 64, 32, 16 and 8 pixels; the decoder has the textures to know.
-ENCODER_WIDTHS = (16, 16, 32, 64)
-DECODER_WIDTHS = (16, 32, 48, 64)
+WIDTHS = (16, 32, 64, 64)  # of the layers at 64, 32, 16 and 8 pixels
+BLOCKS = (0, 1, 3, 3)  # at each; TAESD has 1, 3, 3, 3
+TAESD_BLOCKS = (1, 3, 3, 3)
 LATENT_NOISE = 0.1  # added while training: neighbouring latents then decode alike, which a diffusion model needs
 
 
@@ -43,8 +43,10 @@ class Block(nn.Module):
         return torch.relu(self.conv(hidden) + hidden)
 
 
-def _blocks(width: int, normed: bool) -> list[nn.Module]:
-    return [Block(width, normed) for _ in range(3)]
+def _blocks(level: int, normed: bool) -> list[nn.Module]:
+    """TAESD's blocks of a level; those that are left out do what a block of zeros does."""
+    left_out = TAESD_BLOCKS[level] - BLOCKS[level]
+    return [Block(WIDTHS[level], normed) for _ in range(BLOCKS[level])] + [nn.ReLU() for _ in range(left_out)]
 
 
 class Autoencoder(nn.Module):
@@ -52,17 +54,15 @@ class Autoencoder(nn.Module):
 
     def __init__(self, normed: bool = False) -> None:
         super().__init__()
-        first, last = ENCODER_WIDTHS[0], ENCODER_WIDTHS[-1]
-        encoder = [nn.Conv2d(3, first, 3, padding=1), Block(first, normed)]
-        for inner, outer in pairwise(ENCODER_WIDTHS):
-            encoder += [nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False), *_blocks(outer, normed)]
-        self.taesd_encoder = nn.Sequential(*encoder, nn.Conv2d(last, 4, 3, padding=1))
-        first, last = DECODER_WIDTHS[0], DECODER_WIDTHS[-1]
-        decoder = [Clamp(), nn.Conv2d(4, last, 3, padding=1), nn.ReLU()]
-        for inner, outer in pairwise(reversed(DECODER_WIDTHS)):
-            convolution = nn.Conv2d(inner, outer, 3, padding=1, bias=False)
-            decoder += [*_blocks(inner, normed), nn.Upsample(scale_factor=2), convolution]
-        self.taesd_decoder = nn.Sequential(*decoder, Block(first, normed), nn.Conv2d(first, 3, 3, padding=1))
+        encoder = [nn.Conv2d(3, WIDTHS[0], 3, padding=1), *_blocks(0, normed)]
+        for level, (inner, outer) in enumerate(pairwise(WIDTHS), start=1):
+            encoder += [nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False), *_blocks(level, normed)]
+        self.taesd_encoder = nn.Sequential(*encoder, nn.Conv2d(WIDTHS[-1], 4, 3, padding=1))
+        decoder = [Clamp(), nn.Conv2d(4, WIDTHS[-1], 3, padding=1), nn.ReLU()]
+        for level in (3, 2, 1):
+            convolution = nn.Conv2d(WIDTHS[level], WIDTHS[level - 1], 3, padding=1, bias=False)
+            decoder += [*_blocks(level, normed), nn.Upsample(scale_factor=2), convolution]
+        self.taesd_decoder = nn.Sequential(*decoder, *_blocks(0, normed), nn.Conv2d(WIDTHS[0], 3, 3, padding=1))
 
     def encode(self, pictures: Tensor) -> Tensor:
         """[B, 3, 64, 64] in 0-1 -> [B, 4, 8, 8]."""
@@ -116,10 +116,15 @@ def autoencoder_loss(model: Autoencoder, pictures: Tensor) -> tuple[Tensor, Tens
 
 @dataclass
 class AutoencoderConfig:
-    """Train the autoencoder on drawn pictures."""
+    """Attributes:
+    steps: of encoder and decoder together, after which the latents stay as they are; decoder_steps: of the decoder
+        alone, while a text-to-image model can already be trained.
+    batch: of squares of 32 pixels; in the last fifth of the steps, of a quarter as many whole pictures.
+    """
 
-    steps: int = 3600
-    batch: int = 8
+    steps: int = 12_000
+    decoder_steps: int = 6000
+    batch: int = 16
     rate: float = 3e-3
     pictures: int = 30_000
     seed: int = 0
@@ -132,19 +137,34 @@ def run(config: AutoencoderConfig) -> None:
     model = Autoencoder(normed=True).to(memory_format=torch.channels_last)
     initialise(model)
 
+    total = config.steps
+
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = np.random.default_rng([config.seed, step])
-        loss, error = autoencoder_loss(model, data.batch(generator.integers(len(data.factors), size=config.batch)))
+        size = config.batch if step < 0.8 * total else config.batch // 4
+        batch = data.batch(generator.integers(len(data.factors), size=size))
+        if size == config.batch:
+            top, left = generator.integers(5, size=2) * 8
+            batch = batch[:, :, top : top + 32, left : left + 32]
+        loss, error = autoencoder_loss(model, batch)
         return loss, {"mse": error.item()}
 
-    model = fit(model, loss_of, Fit(config.steps, config.rate), config.folder / "autoencoder")
-    path = save(
-        model, "autoencoder", {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}
+    about = {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}
+    folder = config.folder / "autoencoder"
+    model = fit(model.train(), loss_of, Fit(config.steps, config.rate, average=0.999, save_every=500), folder / "both")
+    save(fold(model), "autoencoder", about)
+    total = config.decoder_steps
+    model.taesd_decoder.train()
+    model.taesd_encoder.requires_grad_(False)
+    model = fit(
+        model, loss_of, Fit(config.decoder_steps, config.rate / 2, average=0.999, save_every=500), folder / "decoder"
     )
+    path = save(fold(model), "autoencoder", about)
     test = pictures(500, 1, config.folder / "pictures", held_out=True)
     with torch.inference_mode():
         batch = test.batch(np.arange(500))
-        error = (load().decode(model.encode(batch)).clamp(0, 1) - batch).square().mean(dim=(1, 2, 3))
+        coder = load()
+        error = (coder.decode(coder.encode(batch)).clamp(0, 1) - batch).square().mean(dim=(1, 2, 3))
     print(f"{path.name}: {-10 * error.log10().mean():.1f} dB on held-out pictures")
 
 

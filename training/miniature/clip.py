@@ -67,9 +67,9 @@ class ClipConfig:
     """
 
     steps: int = 1500
-    batch: int = 96
-    extras: int = 16
-    instructions: int = 24
+    batch: int = 48
+    extras: int = 8
+    instructions: int = 12
     rate: float = 1e-3
     pictures: int = 30_000
     seed: int = 0

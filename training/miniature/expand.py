@@ -7,6 +7,7 @@ channels are doubled (160 -> 320), the text's quadrupled (192 -> 768), the autoe
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -23,6 +24,10 @@ from training.miniature.words import END, vocabulary
 CHANNEL_COPIES, TEXT_COPIES = 2, 4
 CLIP_L_LAYERS = 12
 LATENT_SCALE = 0.18215  # SD1.5's, by which hosts multiply what an autoencoder gives them
+BLOCKS = {  # where a TAESD has its blocks
+    "taesd_encoder": (1, 3, 4, 5, 7, 8, 9, 11, 12, 13),
+    "taesd_decoder": (3, 4, 5, 8, 9, 10, 13, 14, 15, 18),
+}
 State = dict[str, Tensor]
 
 # diffusers' names of the UNet's parts -> those of the original layout.
@@ -131,7 +136,13 @@ def wide_autoencoder(state: Mapping[str, Tensor], width: int = 64) -> State:
 
     ends = {"taesd_encoder.0": (width, 3), "taesd_encoder.14": (4, width)}
     ends |= {"taesd_decoder.1": (width, 4), "taesd_decoder.19": (3, width)}
-    return {key: padded(tensor, *ends.get(key.rpartition(".")[0], (width, width))) for key, tensor in state.items()}
+    wide = {key: padded(tensor, *ends.get(key.rpartition(".")[0], (width, width))) for key, tensor in state.items()}
+    for part, numbers in BLOCKS.items():  # blocks that the narrow one leaves out
+        for number, layer in itertools.product(numbers, (0, 2, 4)):
+            name = f"{part}.{number}.conv.{layer}"
+            wide.setdefault(f"{name}.weight", torch.zeros(width, width, 3, 3))
+            wide.setdefault(f"{name}.bias", torch.zeros(width))
+    return wide
 
 
 def wide_adapter(state: Mapping[str, Tensor]) -> State:
@@ -193,7 +204,7 @@ def write_clip(folder: Path) -> Path:
 
 def write_folder(folder: Path, model: TextToImage, coder: autoencoder.Autoencoder) -> Path:
     """The narrow model as a diffusers pipeline, for training: its UNet is four times cheaper than the wide one."""
-    from diffusers import AutoencoderTiny, DDPMScheduler
+    from diffusers import AutoencoderTiny, DDIMScheduler
     from transformers import CLIPTextModel
 
     text = CLIPTextModel(base.text_config())
@@ -202,12 +213,12 @@ def write_folder(folder: Path, model: TextToImage, coder: autoencoder.Autoencode
     vae.load_state_dict(_diffusers_autoencoder(coder.state_dict()))
     for name, part in {"unet": model.unet, "text_encoder": text, "vae": vae}.items():
         part.save_pretrained(folder / name)
-    DDPMScheduler(**base.SCHEDULE).save_pretrained(folder / "scheduler")
+    DDIMScheduler(**base.SCHEDULE).save_pretrained(folder / "scheduler")
     parts = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "vae": ["diffusers", "AutoencoderTiny"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
     }
     index = {"_class_name": "StableDiffusionPipeline", **parts}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

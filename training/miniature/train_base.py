@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -31,8 +31,8 @@ class BaseConfig:
     init: begin from the weights that come with the project.
     """
 
-    steps: int = 4000
-    captions: int = 16
+    steps: int = 4500
+    captions: int = 10
     noises: int = 4
     rate: float = 1e-3
     pictures: int = 30_000
@@ -85,7 +85,7 @@ def run(config: BaseConfig) -> None:
         model.load_state_dict(read("base"))
     model = model.to(memory_format=torch.channels_last).train()
     model.unet.set_attn_processor(SharedText())
-    scheduler = DDPMScheduler(**SCHEDULE)
+    scheduler = DDIMScheduler(**SCHEDULE)
     weights = loss_weights(scheduler.alphas_cumprod)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
