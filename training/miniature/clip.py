@@ -66,7 +66,7 @@ class ClipConfig:
     extras: pictures of a batch that only conditions look like: cut-out subjects, and faces from close by.
     """
 
-    steps: int = 1500
+    steps: int = 1200
     batch: int = 48
     extras: int = 8
     instructions: int = 12
@@ -82,8 +82,8 @@ class Lessons(nn.Module):
     def __init__(self, tasks: int) -> None:
         super().__init__()
         self.clip = OpenClip(CONFIG).clip
-        with torch.no_grad():
-            self.clip.token_embedding.weight.copy_(all_words())
+        self.register_buffer("known_words", torch.tensor(known_words()), persistent=False)
+        self.clip.token_embedding = nn.Embedding.from_pretrained(all_words()[self.known_words], freeze=False)
         width = CONFIG["vision_cfg"]["width"]
         self.factors = nn.ModuleDict({name: nn.Linear(2 * width, len(classes)) for name, classes in CLASSES.items()})
         self.task = nn.Linear(CONFIG["text_cfg"]["width"], tasks)
@@ -91,7 +91,8 @@ class Lessons(nn.Module):
     def read(self, texts: Tensor) -> Tensor:
         """Tokens [B, L] -> last hidden states after the norm, as open_clip makes them of all 77 places."""
         length = texts.shape[1]
-        hidden = self.clip.token_embedding(texts) + self.clip.positional_embedding[:length]
+        known = torch.searchsorted(self.known_words, texts)  # padding reads as any word: no word looks forward
+        hidden = self.clip.token_embedding(known) + self.clip.positional_embedding[:length]
         return self.clip.ln_final(self.clip.transformer(hidden, attn_mask=self.clip.attn_mask[:length, :length]))
 
     def forward(self, images: Tensor, texts: Tensor, instructions: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -142,9 +143,7 @@ def run(config: ClipConfig) -> None:
         return contrast + 0.3 * attributes + 0.3 * told, figures
 
     model = fit(model, loss_of, Fit(config.steps, config.rate), config.folder / "clip")
-    state = model.clip.state_dict()
-    known = torch.tensor(known_words())
-    state = {**state, TOKENS: state[TOKENS][known], "known_words": known}
+    state = {**model.clip.state_dict(), "known_words": model.known_words}
     print(save(state, "clip", {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}))
 
 
