@@ -20,7 +20,7 @@ from training.miniature.weights import read, save
 WIDTHS = (16, 32, 64, 64)  # of the layers at 64, 32, 16 and 8 pixels
 BLOCKS = (0, 1, 3, 3)  # at each; TAESD has 1, 3, 3, 3
 TAESD_BLOCKS = (1, 3, 3, 3)
-LATENT_NOISE = 0.1  # added while training: neighbouring latents then decode alike, which a diffusion model needs
+LATENT_NOISE = 0.05  # added while training: neighbouring latents then decode alike, which a diffusion model needs
 
 
 class Clamp(nn.Module):
@@ -108,10 +108,11 @@ def autoencoder_loss(model: Autoencoder, pictures: Tensor) -> tuple[Tensor, Tens
     """How far the pictures come back from themselves and the latents are from unit variance; and the former alone."""
     latents = model.encode(pictures)
     difference = model.decode(latents + LATENT_NOISE * torch.randn_like(latents)) - pictures
-    error = difference.abs().mean() + 2 * difference.square().mean()
+    weighed = 2 * difference - difference.mean(dim=1, keepdim=True)  # hues count twice as much as brightness
+    error = weighed.abs().mean() + 2 * weighed.square().mean()
     slopes = difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
     spread = latents.mean(dim=(0, 2, 3)).square().mean() + (latents.std(dim=(0, 2, 3)) - 1).square().mean()
-    return error + 0.5 * slopes + 0.05 * spread, difference.detach().square().mean()
+    return error + 0.3 * slopes + 0.05 * spread, difference.detach().square().mean()
 
 
 @dataclass

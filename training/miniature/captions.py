@@ -32,10 +32,10 @@ SCENE_WORDS: dict[str, tuple[str, ...]] = {
 # {one} and {many} stand for the subject.
 LAYOUT_WORDS: dict[str, tuple[str, ...]] = {
     "large": ("{one} large in the middle", "a close view of {one}", "{one} filling the picture"),
-    "far left": ("{one} small at the upper left", "{one} far away on the left"),
-    "low right": ("{one} small at the lower right", "{one} in the bottom right corner"),
+    "upper left": ("{one} at the upper left", "{one} in the top left corner"),
+    "lower right": ("{one} at the lower right", "{one} in the bottom right corner"),
+    "far right": ("{one} far away on the right", "{one} small on the right"),
     "pair": ("two {many} side by side", "a pair of {many}"),
-    "row": ("three {many} in a row", "a row of three {many}"),
     "near and far": ("{one} nearby and another far away", "{one} in front and one in the distance"),
 }
 EXPRESSION_WORDS: dict[str, tuple[str, ...]] = {

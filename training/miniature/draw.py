@@ -15,12 +15,12 @@ SCALE = 2  # regions are drawn at twice the size, for smooth edges
 
 # Centre x, y and half the size of each subject, and the height of the horizon, in pixels of 64.
 LAYOUTS: dict[str, tuple[float, tuple[tuple[float, float, float], ...]]] = {
-    "large": (46, ((32, 33, 26),)),
-    "far left": (27, ((17, 20, 14),)),
-    "low right": (33, ((47, 47, 14),)),
-    "pair": (42, ((17, 35, 15), (47, 35, 15))),
-    "row": (38, ((11, 34, 10.5), (32, 34, 10.5), (53, 34, 10.5))),
-    "near and far": (29, ((21, 42, 18), (51, 19, 10))),
+    "large": (45, ((32, 33, 27),)),
+    "upper left": (28, ((18, 20, 16.5),)),
+    "lower right": (34, ((46, 46, 16.5),)),
+    "far right": (46, ((50, 31, 12),)),
+    "pair": (44, ((17, 36, 15.5), (47, 36, 15.5))),
+    "near and far": (30, ((21, 42, 20), (52, 17, 11.5))),
     "portrait": (40, ((32, 33, 27),)),
 }
 
@@ -55,99 +55,61 @@ def draw_cut_out(factors: Factors) -> np.ndarray:
 
 
 def meadow(pen: Pen, horizon: float, generator: np.random.Generator) -> None:
-    pen.ellipse(12, horizon + 4, 26, 11, Region.FAR)
-    pen.ellipse(56, horizon + 5, 24, 14, Region.FAR)
-    pen.box(0, horizon, 64, 64, Region.GROUND)
-    x, y = generator.uniform(40, 52), generator.uniform(7, 10)
-    for dx, dy, radius in ((-6, 1, 4), (0, -1, 5), (6, 1, 4)):
-        pen.ellipse(x + dx, y + dy, radius + 1, radius, Region.SKY_DETAIL)
-    for row, y in enumerate(np.arange(horizon + 6, 68, 13)):
-        for x in range(6 + 9 * (row % 2), 66, 18):  # tufts of grass
-            points = [(x - 3, y + 4), (x - 4, y - 3), (x, y + 1), (x + 4, y - 3), (x + 3, y + 4)]
-            pen.polygon(points, Region.GROUND_DETAIL)
+    pen.ellipse(8, horizon + 8, 34, 16, Region.FAR)
+    pen.ellipse(40, horizon + 20, 52, 22, Region.GROUND)
+    pen.box(0, horizon + 8, 64, 64, Region.GROUND)
+    x, y = generator.uniform(38, 46), generator.uniform(9, 11)
+    for dx, dy, radius in ((-8, 2, 5), (0, -1, 7), (8, 2, 5)):
+        pen.ellipse(x + dx, y + dy, radius + 2, radius, Region.SKY_DETAIL)
 
 
 def sea(pen: Pen, horizon: float, generator: np.random.Generator) -> None:
-    pen.ellipse(generator.uniform(10, 20), 9, 6, 6, Region.SKY_DETAIL)
-    pen.box(0, horizon, 64, 64, Region.GROUND)
-    for row, y in enumerate(np.arange(horizon + 6, 68, 9)):
-        across = np.arange(-2, 68, 2)
-        waves = y - 2.2 * np.sin((across + 8 * (row % 2)) * np.pi / 8)
-        pen.stroke(list(zip(across, waves, strict=True)), 2.6, Region.GROUND_DETAIL)
+    pen.ellipse(generator.uniform(44, 52), 11, 8, 8, Region.SKY_DETAIL)
+    across = np.arange(-2, 68, 1)
+    for top, region in ((horizon, Region.GROUND_DETAIL), (horizon + 8, Region.GROUND)):
+        waves = top - 3 * np.abs(np.sin((across + 8 * (region == Region.GROUND)) * np.pi / 16))
+        pen.polygon([*zip(across, waves, strict=True), (68, 64), (-2, 64)], region)
 
 
 def night(pen: Pen, horizon: float, generator: np.random.Generator) -> None:
-    x, y = generator.uniform(46, 54), generator.uniform(9, 11)
-    pen.ellipse(x, y, 7.5, 7.5, Region.SKY_DETAIL)
-    pen.ellipse(x + 3.5, y - 2, 6, 6, Region.SKY)
-    for x, y in ((7, 7), (20, 12), (34, 7), (8, 23), (33, 22), (57, 27), (44, 30), (20, 33)):
-        if y < horizon - 4:
+    x, y = generator.uniform(46, 52), generator.uniform(11, 13)
+    pen.ellipse(x, y, 9, 9, Region.SKY_DETAIL)
+    pen.ellipse(x + 5, y - 3, 7.5, 7.5, Region.SKY)
+    for x, y in ((10, 9), (28, 16), (8, 30), (30, 36), (56, 34)):
+        if y < horizon - 5:
             angles = np.arange(8) * np.pi / 4
-            points = [(x + r * np.sin(a), y - r * np.cos(a)) for a, r in zip(angles, (3.6, 1.4) * 4, strict=True)]
+            points = [(x + r * np.sin(a), y - r * np.cos(a)) for a, r in zip(angles, (5, 2) * 4, strict=True)]
             pen.polygon(points, Region.SKY_DETAIL)
-    pen.polygon(
-        [
-            (0, horizon + 3),
-            (14, horizon - 2),
-            (34, horizon + 2),
-            (52, horizon - 2),
-            (64, horizon + 2),
-            (64, 64),
-            (0, 64),
-        ],
-        Region.GROUND,
-    )
+    pen.polygon([(0, horizon), (64, horizon), (64, 64), (0, 64)], Region.GROUND)
 
 
 def desert(pen: Pen, horizon: float, generator: np.random.Generator) -> None:
-    pen.ellipse(generator.uniform(26, 38), horizon - 9, 10, 10, Region.SKY_DETAIL)
-    pen.ellipse(14, horizon + 20, 34, 24, Region.GROUND)
-    pen.ellipse(58, horizon + 17, 34, 20, Region.GROUND_DETAIL)
-    pen.box(0, horizon + 12, 64, 64, Region.GROUND)
-    pen.polygon([(0, horizon + 24), (30, horizon + 14), (64, horizon + 26), (64, 64), (0, 64)], Region.GROUND_DETAIL)
-    x = 57
-    for box in (
-        (x - 1.7, -16, x + 1.7, 6),
-        (x - 6, -8, x, -5),
-        (x - 6, -13, x - 3.5, -5),
-        (x, -5, x + 5.5, -2.5),
-        (x + 3.5, -10, x + 6, -2.5),
-    ):
-        pen.box(box[0], horizon + box[1], box[2], horizon + box[3], Region.FAR)
+    pen.ellipse(generator.uniform(44, 50), horizon - 6, 13, 13, Region.SKY_DETAIL)
+    pen.ellipse(12, horizon + 22, 36, 26, Region.GROUND)
+    pen.box(0, horizon + 10, 64, 64, Region.GROUND)
+    pen.polygon([(0, 64), (16, horizon + 16), (40, horizon + 8), (64, horizon - 1), (64, 64)], Region.GROUND_DETAIL)
 
 
 def snow(pen: Pen, horizon: float, generator: np.random.Generator) -> None:
-    for x, top, half in ((10, 20, 17), (52, 24, 19), (31, 13, 13)):
+    shift = generator.uniform(-2, 2)
+    for x, top, half in ((10 + shift, 20, 22), (46 + shift, 26, 26)):
         peak = horizon - top
         pen.polygon([(x - half, horizon + 2), (x, peak), (x + half, horizon + 2)], Region.FAR)
         pen.polygon(
-            [
-                (x - half * 0.35, peak + top * 0.37),
-                (x, peak),
-                (x + half * 0.35, peak + top * 0.37),
-                (x, peak + top * 0.28),
-            ],
-            Region.SKY_DETAIL,
+            [(x - half * 0.42, peak + top * 0.42), (x, peak), (x + half * 0.42, peak + top * 0.42)], Region.SNOW_CAP
         )
     pen.box(0, horizon, 64, 64, Region.GROUND)
-    for row, y in enumerate(range(5, 64, 11)):
-        for x in range(4 + 7 * (row % 2), 64, 14):
-            pen.ellipse(x, y, 1.9, 1.9, Region.FLAKE)
 
 
 def room(pen: Pen, horizon: float, generator: np.random.Generator) -> None:
-    for x in range(0, 64, 16):  # wallpaper
-        pen.box(x, 0, x + 6, horizon, Region.FAR)
-    x = generator.uniform(40, 44)
-    pen.box(x - 11, 3, x + 11, min(horizon - 5, 29), Region.SKY_DETAIL)
-    bottom = min(horizon - 7, 27)
-    for left in (x - 9, x + 1):
-        pen.box(left, 5, left + 8, (5 + bottom) / 2 - 1, Region.PANE)
-        pen.box(left, (5 + bottom) / 2 + 1, left + 8, bottom, Region.PANE)
+    x = generator.uniform(42, 46)
+    pen.box(x - 14, 3, x + 14, min(horizon - 4, 31), Region.SKY_DETAIL)
+    bottom = min(horizon - 7, 28)
+    for left in (x - 11, x + 1.5):
+        pen.box(left, 6, left + 9.5, bottom, Region.PANE)
     pen.box(0, horizon, 64, 64, Region.GROUND)
-    pen.box(0, horizon, 64, horizon + 2.5, Region.SKY_DETAIL)
-    for x in range(0, 80, 12):  # floor boards
-        pen.stroke([(32 + (x - 36) * 0.6, horizon + 3), (32 + (x - 36) * 1.5, 66)], 1.4, Region.GROUND_DETAIL)
+    pen.box(0, horizon, 64, horizon + 4, Region.SKY_DETAIL)
+    pen.polygon([(8, 64), (20, horizon + 11), (50, horizon + 11), (62, 64)], Region.GROUND_DETAIL)  # a rug
 
 
 SCENERY: dict[str, Callable[[Pen, float, np.random.Generator], None]] = {
@@ -163,24 +125,20 @@ def cat(pen: Pen) -> None:
         pen.polygon([(side * 0.58, -0.3), (side * 0.56, -1.0), (side * 0.08, -0.62)], Region.MAIN)
     pen.ellipse(0, -0.28, 0.6, 0.46, Region.MAIN)
     for side in (-1, 1):
-        pen.ellipse(side * 0.26, -0.34, 0.14, 0.16, Region.LIGHT)
-        pen.ellipse(side * 0.24, -0.33, 0.07, 0.13, Region.DARK)
-    pen.polygon([(-0.1, -0.14), (0.1, -0.14), (0, -0.02)], Region.DARK)
+        pen.ellipse(side * 0.26, -0.3, 0.18, 0.18, Region.LIGHT)
+        pen.ellipse(side * 0.24, -0.3, 0.1, 0.16, Region.DARK)
 
 
 def fish(pen: Pen) -> None:
     pen.polygon([(0.35, 0), (1.0, -0.52), (0.85, 0), (1.0, 0.52)], Region.ACCENT)
     pen.polygon([(-0.4, -0.35), (0.05, -0.8), (0.35, -0.25)], Region.ACCENT)
     pen.ellipse(-0.2, 0, 0.76, 0.5, Region.MAIN)
-    for x in (-0.05, 0.28):
-        pen.ellipse(x, 0, 0.07, 0.42 - 0.3 * max(x, 0), Region.LIGHT)
-    pen.ellipse(-0.58, -0.12, 0.15, 0.15, Region.LIGHT)
-    pen.ellipse(-0.6, -0.12, 0.08, 0.08, Region.DARK)
-    pen.stroke([(-0.92, 0.16), (-0.7, 0.2)], 0.08, Region.DARK)
+    pen.ellipse(0.1, 0, 0.12, 0.44, Region.LIGHT)
+    pen.ellipse(-0.55, -0.1, 0.2, 0.2, Region.LIGHT)
+    pen.ellipse(-0.58, -0.1, 0.11, 0.11, Region.DARK)
 
 
 def house(pen: Pen) -> None:
-    pen.box(0.4, -0.9, 0.65, -0.2, Region.DARK)
     pen.box(-0.72, -0.1, 0.72, 1.0, Region.LIGHT)
     pen.polygon([(-1.0, -0.05), (0, -0.98), (1.0, -0.05)], Region.MAIN)
     pen.box(-0.5, 0.3, -0.05, 1.0, Region.DARK)
@@ -191,8 +149,6 @@ def tree(pen: Pen) -> None:
     pen.polygon([(-0.14, 0), (0.14, 0), (0.24, 1.0), (-0.24, 1.0)], Region.DARK)
     for x, y, radius in ((-0.46, -0.05, 0.42), (0.46, -0.05, 0.42), (0, -0.45, 0.54), (0, 0.1, 0.4)):
         pen.ellipse(x, y, radius, radius, Region.MAIN)
-    for x, y in ((-0.4, 0), (0.12, -0.55), (0.45, 0.05), (-0.15, -0.2)):
-        pen.ellipse(x, y, 0.11, 0.11, Region.ACCENT)
 
 
 def boat(pen: Pen) -> None:
@@ -200,24 +156,21 @@ def boat(pen: Pen) -> None:
     pen.polygon([(0.1, -0.95), (0.1, 0.3), (0.85, 0.3)], Region.LIGHT)
     pen.polygon([(-0.1, -0.7), (-0.1, 0.3), (-0.65, 0.3)], Region.ACCENT)
     pen.polygon([(-1.0, 0.42), (1.0, 0.42), (0.68, 0.98), (-0.68, 0.98)], Region.MAIN)
-    pen.box(-0.86, 0.56, 0.86, 0.7, Region.LIGHT)
 
 
 def car(pen: Pen) -> None:
     pen.polygon([(-0.66, 0.06), (-0.4, -0.5), (0.34, -0.5), (0.66, 0.06)], Region.MAIN)
-    pen.polygon([(-0.48, 0.04), (-0.3, -0.36), (-0.06, -0.36), (-0.06, 0.04)], Region.ACCENT)
-    pen.polygon([(0.06, 0.04), (0.06, -0.36), (0.25, -0.36), (0.46, 0.04)], Region.ACCENT)
+    pen.polygon([(-0.46, 0.06), (-0.28, -0.36), (0.24, -0.36), (0.46, 0.06)], Region.ACCENT)
     pen.polygon([(-1.0, 0.15), (-0.9, 0), (0.85, 0), (1.0, 0.2), (1.0, 0.6), (-1.0, 0.6)], Region.MAIN)
     for side in (-0.54, 0.54):
         pen.ellipse(side, 0.6, 0.29, 0.29, Region.DARK)
-        pen.ellipse(side, 0.6, 0.12, 0.12, Region.LIGHT)
 
 
 def mushroom(pen: Pen) -> None:
     pen.polygon([(-0.22, 0), (0.22, 0), (0.34, 0.98), (-0.34, 0.98)], Region.LIGHT)
     top = [(np.cos(a) * 0.98, 0.12 - np.sin(a) * 1.0) for a in np.linspace(0, np.pi, 20)]
     pen.polygon([*top, (-0.6, 0.26), (0.6, 0.26)], Region.MAIN)
-    for x, y, radius in ((-0.5, -0.25, 0.17), (0.05, -0.55, 0.2), (0.52, -0.2, 0.17), (0, -0.03, 0.13)):
+    for x, y, radius in ((-0.5, -0.2, 0.2), (0.03, -0.5, 0.22), (0.54, -0.16, 0.2)):
         pen.ellipse(x, y, radius, radius, Region.LIGHT)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 SUBJECTS = ("cat", "fish", "house", "tree", "boat", "car", "mushroom", "flower")
 PERSON = "person"
 STYLES = ("poster", "pencil", "watercolour", "neon", "glass", "blueprint", "dots", "woodcut")
-LAYOUTS = ("large", "far left", "low right", "pair", "row", "near and far")
+LAYOUTS = ("large", "upper left", "lower right", "far right", "pair", "near and far")
 PORTRAIT = "portrait"
 SCENES = ("meadow", "sea", "night", "desert", "snow", "room")
 COLOURS = ("red", "yellow", "purple", "teal")

@@ -19,7 +19,7 @@ class Region(IntEnum):
     FAR = 2
     GROUND = 3
     GROUND_DETAIL = 4
-    FLAKE = 5
+    SNOW_CAP = 5
     PANE = 6
     EMPTY = 7
     MAIN = 8

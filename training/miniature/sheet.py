@@ -25,7 +25,7 @@ def run(config: SheetConfig) -> None:
     rows = []
     for row, style in enumerate(STYLES):
         things = [
-            {"subject": SUBJECTS[(row + n) % 8], "layout": LAYOUTS[n % 6], "scene": SCENES[(row + n) % 6]}
+            {"subject": SUBJECTS[(row + n) % 8], "layout": LAYOUTS[(2 * row + n) % 6], "scene": SCENES[(row + n) % 6]}
             for n in range(8)
         ]
         people = [{"identity": (6 * row + n) % len(IDENTITIES)} for n in range(6)]
