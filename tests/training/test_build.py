@@ -186,7 +186,7 @@ def test_generated_targets(tmp_path):
 
 def test_from_the_command_line(tmp_path):
     source = celeba(tmp_path / "source")
-    options = [f"--{name}={value}" for name, value in source.items() if name != "kind"]
+    options = [f"--source.{name}={value}" for name, value in source.items() if name != "kind"]
     command = [sys.executable, "-m", "training", "build", "--out", "out", "--size", "96", "face", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
