@@ -40,7 +40,7 @@ class Drawn(Dataset):
         self.source, self.draws = source, draws
 
     def __getitem__(self, slot: tuple[int, int]) -> dict[str, Any]:
-        """Raises ValueError where ten draws in a row are damaged."""
+        """Where ten draws in a row are damaged, ``lost`` says so: raised in a loader's process, it would be a trace."""
         damaged = []
         for attempt in range(ATTEMPTS):
             draw = self.draws.draw(*slot, attempt)
@@ -53,20 +53,27 @@ class Drawn(Dataset):
             words = {"timestep": draw.timestep, "task": TASKS.index(draw.task), "name": name, "damaged": damaged}
             return {**item, **words}
         named = ", ".join(name for name, _ in damaged[:3])
-        raise ValueError(f"{ATTEMPTS} samples in a row are damaged ({named}, ...): {damaged[0][1]}.")
+        return {"lost": f"{ATTEMPTS} samples in a row are damaged ({named}, ...): {damaged[0][1]}."}
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack what are tensors and numbers; names stay lists."""
     from torch.utils.data import default_collate
 
+    lost = [item for item in items if "lost" in item]
+    if lost:
+        return lost[0]
     lists = {key: [item[key] for item in items] for key in items[0] if key in ("name", "damaged")}
     return lists | default_collate([{k: v for k, v in item.items() if k not in lists} for item in items])
 
 
-def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory: bool) -> DataLoader:
-    """Micro-batches of one rank, read ahead by ``workers`` processes."""
-    return DataLoader(
+def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:
+    """Micro-batches of one rank, read ahead by ``workers`` processes.
+
+    Raises:
+        ValueError: too many samples in a row are damaged.
+    """
+    batches = DataLoader(
         Drawn(source, draws),
         batch_sampler=slots,
         num_workers=workers,
@@ -75,3 +82,11 @@ def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory:
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
     )
+    return _unless_lost(iter(batches))  # the processes begin to read at once
+
+
+def _unless_lost(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        if "lost" in batch:
+            raise ValueError(batch["lost"])
+        yield batch

@@ -124,7 +124,7 @@ class Shards:
             try:
                 self._index(number, path)
             except (tarfile.TarError, OSError) as error:
-                bad[path.name] = f"not a whole shard ({error})"
+                bad[_in_dataset(path)] = f"not a whole shard ({error})"
         usual = len(self.samples) // max(1, len(self.paths) - len(bad))  # samples of a shard, of which nothing is known
         for name, why in bad.items():
             tally.good(max(1, usual))
@@ -148,9 +148,9 @@ class Shards:
         return {**self.__dict__, "_maps": {}}
 
     def name(self, index: int) -> str:
-        """Where a sample lies, for messages: ``shard.tar/key``."""
+        """Where a sample lies, for messages: ``dataset/shard.tar/key``."""
         number, key, _ = self.samples[index]
-        return f"{self.paths[number].name}/{key}"
+        return f"{_in_dataset(self.paths[number])}/{key}"
 
     def __getitem__(self, index: int) -> dict[str, bytes]:
         """The files of one sample, by their ending."""
@@ -160,3 +160,8 @@ class Shards:
                 self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         content = self._maps[number]
         return {ending: content[start : start + size] for ending, (start, size) in places.items()}
+
+
+def _in_dataset(path: Path) -> str:
+    """A shard's name with its folder's, since every dataset has a first shard."""
+    return f"{path.parent.name}/{path.name}"

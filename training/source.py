@@ -1,6 +1,7 @@
 """Where training samples come from: shards of features, or raw shards that are encoded at every step."""
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -17,12 +18,14 @@ from training.encode import INSTRUCTIONS, ROWS
 from training.encoders import Encoders, picture_tensor, target_pixels
 from training.shards import MANIFEST, Shards, Tally, read_manifest
 
+log = logging.getLogger("ipadapter_instruct")
+
 
 class Source:
     """Samples of one split of several folders, by task. A damaged one is skipped, counted and named."""
 
     def __init__(self, folders: Sequence[Path], split: str, tally: Tally) -> None:
-        self.tally = tally
+        known = len(tally.skipped)
         paths = [path for folder in folders for path in self._shards(folder) if path.name.startswith(split)]
         self.shards = Shards(paths, tally)
         self.words: dict[int, dict[str, Any]] = {}
@@ -37,6 +40,8 @@ class Source:
                 continue
             self.words[index] = words
         tally.check()
+        for name, why in tally.skipped[known:]:
+            log.warning("train: skipped %s: %s", name, why)
         self.by_task: dict[Task, list[int]] = dict(places)
         if not self.by_task:
             named = ", ".join(str(folder) for folder in folders)

@@ -337,7 +337,7 @@ def test_a_truncated_picture_is_skipped_and_named(
         caplog.clear()
         encode.run(settings(workshop, tmp_path / "out", data=[data], max_skipped=0.1))
         [message] = caplog.messages
-        assert message.startswith("encode: skipped train-00001.tar/000000006: the picture cannot be read (")
+        assert message.startswith("encode: skipped object/train-00001.tar/000000006: the picture cannot be read (")
     keys = [json.loads(files["json"])["source_id"] for files in samples_of(tmp_path / "out" / TASK.value, "train")]
     assert keys == [f"train-{n}" for n in range(8) if n != 6]
 
@@ -353,7 +353,8 @@ def test_too_many_damaged_pictures_end_the_run_until_they_are_mended(
     config = settings(workshop, tmp_path / "out", data=[data], max_skipped=0.1)
     for _ in range(2):
         with pytest.raises(
-            ValueError, match=r"^2 of 10 items could not be used \(train-00001.tar/000000005: .* share of 0\.1 that is"
+            ValueError,
+            match=r"^2 of 10 items could not be used \(object/train-00001.tar/000000005: .* share of 0\.1 ",
         ):
             encode.run(config)
     assert not (tmp_path / "out" / TASK.value / "train-00001.tar").exists()
@@ -369,10 +370,12 @@ def test_a_truncated_shard_is_skipped_and_counts_whole(
 ) -> None:
     path = data / "train-00000.tar"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=r"^4 of 10 items could not be used \(train-00000.tar: not a whole shard"):
+    with pytest.raises(
+        ValueError, match=r"^4 of 10 items could not be used \(object/train-00000.tar: not a whole shard"
+    ):
         encode.run(settings(workshop, tmp_path / "out", data=[data], max_skipped=0.3))
     encode.run(settings(workshop, tmp_path / "out", data=[data], max_skipped=0.4))
-    assert "skipped train-00000.tar: not a whole shard" in caplog.text
+    assert "skipped object/train-00000.tar: not a whole shard" in caplog.text
     assert len(samples_of(tmp_path / "out" / TASK.value, "train")) == 4
 
 

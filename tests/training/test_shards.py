@@ -25,7 +25,8 @@ def contents(number: int) -> dict[str, bytes]:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Path]:
-    paths = [tmp_path / f"train-{n:05d}.tar" for n in range(3)]
+    (tmp_path / "style").mkdir()
+    paths = [tmp_path / "style" / f"train-{n:05d}.tar" for n in range(3)]
     for n, path in enumerate(paths):
         keys = range(n * SAMPLES, (n + 1) * SAMPLES)
         assert write_shard(path, [(f"{key:09d}", contents(key)) for key in keys]) == SAMPLES
@@ -38,7 +39,7 @@ def test_samples_are_read_in_any_order(shards: list[Path]) -> None:
     assert len(read) == 3 * SAMPLES
     for index in np.random.default_rng(0).permutation(len(read)).tolist():
         assert read[index] == contents(index)
-    assert read.name(7) == "train-00001.tar/000000007"
+    assert read.name(7) == "style/train-00001.tar/000000007"
     assert tally.skipped == []
 
 
@@ -79,14 +80,14 @@ def test_a_truncated_shard_is_skipped_whole_and_named(shards: list[Path], share:
         contents(n) for n in [*range(SAMPLES), *range(2 * SAMPLES, 3 * SAMPLES)]
     ]
     [(name, why)] = tally.skipped
-    assert name == "train-00001.tar" and why.startswith("not a whole shard (")
+    assert name == "style/train-00001.tar" and why.startswith("not a whole shard (")
 
 
 def test_a_missing_shard_is_skipped_and_named(shards: list[Path]) -> None:
     shards[2].unlink()
     tally = Tally(0.5)
     assert len(Shards(shards, tally)) == 2 * SAMPLES
-    assert tally.skipped[0][0] == "train-00002.tar" and "No such file" in tally.skipped[0][1]
+    assert tally.skipped[0][0] == "style/train-00002.tar" and "No such file" in tally.skipped[0][1]
 
 
 @pytest.mark.parametrize("member", range(2 * SAMPLES))
@@ -99,7 +100,7 @@ def test_no_damaged_header_hides_the_samples_behind_it(shards: list[Path], membe
     shards[0].write_bytes(content)
     tally = Tally(0.5)
     assert len(Shards(shards, tally)) == 2 * SAMPLES
-    assert [name for name, _ in tally.skipped] == ["train-00000.tar"]
+    assert [name for name, _ in tally.skipped] == ["style/train-00000.tar"]
 
 
 def test_a_lost_shard_counts_as_many_samples_as_the_others_hold(shards: list[Path]) -> None:
@@ -110,7 +111,7 @@ def test_a_lost_shard_counts_as_many_samples_as_the_others_hold(shards: list[Pat
     assert allowed.seen == 15
     allowed.check()
     with pytest.raises(
-        ValueError, match=r"^5 of 15 items could not be used \(train-00001.tar: not a whole .*; mend the source"
+        ValueError, match=r"^5 of 15 items could not be used \(style/train-00001.tar: not a whole .*; mend the source"
     ):
         refused.check()
 
