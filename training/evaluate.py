@@ -31,6 +31,7 @@ from training.trained import check_fit
 log = logging.getLogger("ipadapter_instruct")
 
 ALL = "all"
+CONDITIONS = "conditions"
 SETTINGS = "settings.json"
 # What may change when a folder of pictures is gone on with: no picture depends on it, and rows are held one by one.
 FREE_SETTINGS = {"rows", "out", "scorer", "batch_size", "max_skipped", "device"}
@@ -91,7 +92,7 @@ class Case:
     @property
     def condition_name(self) -> str:
         """A rewording's is that of its original, by which figures find the two."""
-        return f"conditions/{self.sample.task.value}/{self.index if self.original is None else self.original:05d}.jpg"
+        return f"{CONDITIONS}/{self.sample.task.value}/{self.index if self.original is None else self.original:05d}.jpg"
 
     @property
     def condition(self) -> Image.Image:
@@ -161,10 +162,18 @@ def _load_adapters(
         unknown = set(files) - known
         if unknown:
             raise ValueError(f'Row "{row}" names the task {unknown.pop()!r}; tasks are {", ".join(sorted(known))}.')
-    adapters = {}
+        if row == CONDITIONS:
+            raise ValueError(f'A row cannot be named "{row}", which is the folder of the condition pictures.')
+    adapters, widths, given = {}, encoders.widths(), encoders.instruction_encoder
     for path in {path for files in config.rows.values() for path in files.values()}:
         adapters[path] = load(path).float()
-        check_fit(path.name, adapters[path].config, encoders.widths(), layers)
+        own = adapters[path].config
+        check_fit(path.name, own, widths, layers)
+        if own.follows_instructions and own.instruction_encoder is not given:
+            raise ValueError(
+                f"{path.name} reads instructions by {own.instruction_encoder.value}, not {given.value}; "
+                "change --instruction-encoder."
+            )
     return adapters
 
 
