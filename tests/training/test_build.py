@@ -126,6 +126,24 @@ def test_the_same_picture_under_two_names_is_in_one_split(tmp_path):
                 assert all("identity-3" not in groups for groups in identities), "it goes by the name of identity 1"
 
 
+def test_conditions_that_share_a_target_are_in_one_split(tmp_path):
+    """40 conditions of own data with 10 targets, each one file."""
+    pictures = variants(50)
+    for number, (_, _, image) in enumerate(pictures):
+        save(tmp_path / f"{number}.jpg", image)
+    lines = [
+        {"condition": f"{n}.jpg", "target": f"{40 + n % 10}.jpg", "prompt": caption, "task": "style"}
+        for n, (_, caption, _) in enumerate(pictures[:40])
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for seed in range(4):
+        out = tmp_path / f"out-{seed}"
+        build({"kind": "own", "data": tmp_path / "own.jsonl"}, out, seed=seed, validation=4, size=0)
+        train, held_out = samples_of(out, "train"), samples_of(out, "validation")
+        assert len(held_out) == 4 and len(train) == 36
+        assert not {sample.target for sample in train} & {sample.target for sample in held_out}
+
+
 def test_as_many_validate_as_were_asked_for(tmp_path, caplog):
     source = journeydb(tmp_path / "source", count=40)
     assert build(source, tmp_path / "a", validation=3)["counts"] == {"validation": 3, "train": 37}

@@ -67,7 +67,7 @@ def _hold_out(items: list[Item], validation: int, seed: int) -> tuple[set[str], 
 
 
 def merge_groups(items: list[Item]) -> list[Item]:
-    """The items, with groups that share a picture file of the same bytes made one."""
+    """The items, with groups that share a picture file, or files of the same bytes, made one."""
     parents = {item.group: item.group for item in items}
 
     def root(name: str) -> str:
@@ -76,12 +76,11 @@ def merge_groups(items: list[Item]) -> list[Item]:
         return name
 
     contents = _contents(items)
-    owners: dict[str, str] = {}
+    owners: dict[Place | str, str] = {}
     for item in items:
         for place in _places(item):
-            if place in contents:
-                other, mine = root(owners.setdefault(contents[place], item.group)), root(item.group)
-                parents[max(other, mine)] = min(other, mine)
+            other, mine = root(owners.setdefault(contents.get(place, place), item.group)), root(item.group)
+            parents[max(other, mine)] = min(other, mine)
     return [item if item.group == root(item.group) else replace(item, group=root(item.group)) for item in items]
 
 
