@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,12 @@ from shards_of_photographs import save_shards
 from tiny_base import OPEN_CLIP, WIDTH
 from torch.nn.functional import cosine_similarity
 from training import evaluate
-from training.datasets.sample import encode_picture
+from training.datasets.sample import Sample, encode_picture
 from training.evaluate import EvaluateConfig
 from training.instructions import UNSEEN, load_bank
 from training.pictures import read_index
 from training.scores import Results
-from training.shards import Shards, Tally
+from training.shards import MANIFEST, Shards, Tally, write_shard
 from training.trained import start_adapter
 
 TASKS = ("style", "object", "everything")
@@ -262,6 +264,40 @@ def test_instructions_come_from_where_they_are_asked_for(
     known = {"fixed": ["use the style"], "bank": load_bank()[Task.STYLE], "unseen": load_bank(UNSEEN)[Task.STYLE]}
     words = [picture.instruction for picture in read_index(out)]
     assert all(word in known[chosen] for word in words) and len(set(words)) == (1 if chosen == "fixed" else 2)
+
+
+def test_a_style_without_a_caption_has_no_clip_s(
+    workshop: Path, adapters: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Sec. 4.1 subtracts the condition's own text, which the target's prompt is not; where they are one, it is."""
+
+    def bare(folder: Path, known: int = 0) -> Path:
+        """The task's shards without captions, but for the first ``known`` samples."""
+        source, path = workshop / "data" / folder.name, folder / "validation-00000.tar"
+        shard = Shards([source / path.name], Tally(0.0))
+        samples = [Sample.from_members(shard[n]) for n in range(2)]
+        samples[known:] = [replace(sample, condition_prompt="") for sample in samples[known:]]
+        folder.mkdir(parents=True)
+        write_shard(path, [(f"{n:09d}", sample.members()) for n, sample in enumerate(samples)])
+        shutil.copy(source / MANIFEST, folder)
+        return folder
+
+    def scores(out: Path, **changes: object) -> dict:
+        evaluate.run(config(workshop, out, {"Ours": {"all": adapters["all"]}}, steps=1, **changes))
+        return json.loads((out / "scores.json").read_text())["rows"]["Ours"]
+
+    found = scores(tmp_path / "out", data=[bare(tmp_path / name) for name in ("style", "everything")])
+    assert found["style"].keys() == {"CLIP-P"} and found["everything"].keys() == {"CLIP-I", "CLIP-T"}
+    ours = next(line for line in (tmp_path / "out" / "table.md").read_text().splitlines() if line.startswith("| Ours"))
+    assert ours.split("|")[4].strip() == "–" and ours.split("|")[5].strip() != "–"
+    assert [message for message in caplog.messages if "CLIP" in message] == [
+        "2 of 2 style samples do not say what their condition shows, which CLIP-S reads: it leaves them out; build "
+        "with captions or --prompts endpoint to have them."
+    ]
+    part = scores(tmp_path / "part", data=[bare(tmp_path / "half" / "style", known=1)])["style"]
+    one = scores(tmp_path / "one", data=[workshop / "data" / "style"], samples=1)["style"]
+    assert part["CLIP-S"]["count"] == 1 and part["CLIP-P"]["count"] == 2
+    assert part["CLIP-S"]["mean"] == pytest.approx(one["CLIP-S"]["mean"], abs=0.02)
 
 
 def test_tasks_beyond_the_papers_have_pictures_but_no_scores(
