@@ -177,12 +177,35 @@ def _encode_batch(encoders: Encoders, batch: list[_Decoded], config: EncodeConfi
 
 
 def _write_words(encoders: Encoders, config: EncodeConfig) -> None:
-    """The dropped conditions' rows, and the states of every instruction: the fixed one of a task comes first."""
+    """The dropped conditions' rows, and the states of every instruction, if they are not those already there."""
     from safetensors.torch import save
 
     dtype = PRECISIONS[config.precision]
     rows = {name: states.to("cpu", dtype).contiguous().clone() for name, states in encoders.rows().items()}
     write_atomically(config.out / ROWS, save(rows))
+    phrases = _phrases(config)
+    if _lengths(config.out / INSTRUCTIONS) == {name: len(texts) for name, texts in phrases.items()}:
+        return
+    states = {}
+    for name, texts in tqdm(phrases.items(), desc="encode instructions", unit="set"):
+        batches = [texts[n : n + config.batch_size] for n in range(0, len(texts), config.batch_size)]
+        states[name] = torch.cat([encoders.instruction_states(batch).to("cpu", dtype) for batch in batches])
+    write_atomically(config.out / INSTRUCTIONS, save(states))
+
+
+def _lengths(path: Path) -> dict[str, int]:
+    """How many instructions each table of a file holds; none where there is no whole file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _phrases(config: EncodeConfig) -> dict[str, list[str]]:
+    """The instructions of each table, ``task`` or ``object/subject``: the fixed one of a task comes first."""
     tasks, subjects = _tasks_and_subjects(config)
     first, bank = fixed(), load_bank()
     phrases = {  # the bank has none for the tasks that the paper does not train
@@ -192,23 +215,24 @@ def _write_words(encoders: Encoders, config: EncodeConfig) -> None:
     for subject in sorted(subjects):
         some = phrases[Task.OBJECT.value][: config.phrases_per_subject]
         phrases[f"{Task.OBJECT.value}/{subject}"] = [with_subject(phrase, subject) for phrase in some]
-    states = {}
-    for name, texts in tqdm(phrases.items(), desc="encode instructions", unit="set"):
-        batches = [texts[n : n + config.batch_size] for n in range(0, len(texts), config.batch_size)]
-        states[name] = torch.cat([encoders.instruction_states(batch).to("cpu", dtype) for batch in batches])
-    write_atomically(config.out / INSTRUCTIONS, save(states))
+    return phrases
 
 
 def _tasks_and_subjects(config: EncodeConfig) -> tuple[set[Task], set[str]]:
+    """Those of this run's samples, which other ranks may be encoding still, and of the features already there."""
+    own = {folder.name for folder in config.data}
+    paths = [folder / shard["name"] for folder in config.data for shard in read_manifest(folder, "build")["shards"]]
+    for folder in sorted(path.parent for path in config.out.glob(f"*/{MANIFEST}") if path.parent.name not in own):
+        paths += [path for name in read_manifest(folder, "encode")["source"] if (path := folder / name).is_file()]
+    shards = Shards(paths, Tally(1.0))
     tasks, subjects = set(), set()
-    for folder in config.data:
-        shards = Shards([folder / shard["name"] for shard in read_manifest(folder, "build")["shards"]], Tally(1.0))
-        for index in range(len(shards)):
-            try:
-                sample = Sample.from_members(shards[index])
-            except (KeyError, TypeError, ValueError):
-                continue  # counted when its shard was encoded
-            tasks.add(sample.task)
-            if sample.task is Task.OBJECT and sample.subject:
-                subjects.add(sample.subject)
+    for index in range(len(shards)):
+        try:
+            words = json.loads(shards.file(index, "json"))
+            task, subject = Task(words["task"]), words.get("subject", "")
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue  # counted when its shard was encoded
+        tasks.add(task)
+        if task is Task.OBJECT and subject:
+            subjects.add(subject)
     return tasks, subjects

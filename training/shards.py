@@ -154,12 +154,16 @@ class Shards:
 
     def __getitem__(self, index: int) -> dict[str, bytes]:
         """The files of one sample, by their ending."""
+        return {ending: self.file(index, ending) for ending in self.samples[index][2]}
+
+    def file(self, index: int, ending: str) -> bytes:
+        """One file of a sample, without reading its others. Raises KeyError where it has none of this ending."""
         number, _, places = self.samples[index]
+        start, size = places[ending]
         if number not in self._maps:
             with open(self.paths[number], "rb") as file:
                 self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        content = self._maps[number]
-        return {ending: content[start : start + size] for ending, (start, size) in places.items()}
+        return self._maps[number][start : start + size]
 
 
 def _in_dataset(path: Path) -> str:

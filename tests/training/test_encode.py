@@ -236,6 +236,24 @@ def test_ranks_share_the_shards(workshop: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("small_bank")
+def test_a_second_dataset_keeps_the_words_of_the_first(workshop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encode.run(settings(workshop, out, TASK))
+    before = load_file(out / encode.INSTRUCTIONS)
+    encode.run(settings(workshop, out, Task.STYLE))
+    tables = load_file(out / encode.INSTRUCTIONS)
+    assert "object/rocket" in before and tables.keys() == before.keys() | {"style"}
+    assert all(torch.equal(tables[name], before[name]) for name in before)
+    encode.run(settings(workshop, tmp_path / "one", TASK, Task.STYLE))
+    assert of_folder(out) == of_folder(tmp_path / "one")
+    written = (out / encode.INSTRUCTIONS).stat().st_ino
+    encode.run(settings(workshop, out, TASK))
+    assert (out / encode.INSTRUCTIONS).stat().st_ino == written  # nothing is new
+    encode.run(settings(workshop, out, TASK, phrases_per_subject=2))
+    assert len(load_file(out / encode.INSTRUCTIONS)["object/rocket"]) == 2
+
+
+@pytest.mark.usefixtures("small_bank")
 def test_half_precision_keeps_latents_whole(workshop: Path, pairs: list, tmp_path: Path) -> None:
     encode.run(settings(workshop, tmp_path / "out", precision="fp16"))
     found = load_bytes(samples_of(tmp_path / "out" / TASK.value, "train")[3]["safetensors"])
