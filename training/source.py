@@ -33,7 +33,7 @@ class Source:
         tally.good(len(self.shards))
         for index in range(len(self.shards)):
             try:
-                words = json.loads(self.shards[index]["json"])
+                words = json.loads(self.shards.file(index, "json"))
                 places[Task(words["task"])].append(index)
             except (KeyError, TypeError, ValueError) as error:
                 tally.lose(self.shards.name(index), f"its words cannot be read ({error})")
