@@ -21,7 +21,7 @@ from training.conditioned_unet import prepare_unet
 from training.datasets.sample import Sample, decode_picture, encode_picture
 from training.encoders import EncoderPaths, Encoders, load_encoders, picture_tensor
 from training.instructions import UNSEEN, fixed, load_bank, with_subject
-from training.metrics import TASK_METRICS, Embedder, task_scores
+from training.metrics import OF_CAPTIONS, TASK_METRICS, Embedder, task_scores
 from training.pictures import Picture, write_index_line
 from training.sampling import Settings, conditionings, initial_noise, sample, to_pictures
 from training.scores import Results, markdown_table
@@ -117,7 +117,7 @@ def run(config: EvaluateConfig) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     hold_to_settings(config)
     results = Results(settings={key: str(value) for key, value in config.model_dump(mode="json").items()})
-    known = {task: _embed(embedder, chosen) for task, chosen in cases.items() if task in TASK_METRICS}
+    known = {task: _embed(embedder, task, chosen) for task, chosen in cases.items() if task in TASK_METRICS}
     for row, files in config.rows.items():
         for task, chosen in cases.items():
             path = files.get(task.value, files.get(ALL))
@@ -284,11 +284,19 @@ def picture_batch(
     return to_pictures(encoders.base.decode(latents))
 
 
-def _embed(embedder: Embedder, cases: Sequence[Case]) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of what does not depend on the adapter: condition, prompt, and what the condition shows."""
+def _embed(embedder: Embedder, task: Task, cases: Sequence[Case]) -> tuple[Tensor, Tensor, Tensor, list[bool]]:
+    """What does not depend on the adapter: embeddings of condition, prompt and caption, and which have a caption."""
     samples = [case.sample for case in cases]
+    captioned = [bool(entry.caption) for entry in samples]
+    scores = [name for name in TASK_METRICS[task] if name in OF_CAPTIONS]
+    if scores and not all(captioned):
+        log.warning(
+            f"{captioned.count(False)} of {len(cases)} {task.value} samples do not say what their condition shows, "
+            f"which {scores[0]} reads: it leaves them out; build with captions or --prompts endpoint to have them."
+        )
     return (
         embedder.images([case.condition for case in cases]),
         embedder.texts([entry.prompt for entry in samples]),
-        embedder.texts([entry.condition_prompt or entry.prompt for entry in samples]),
+        embedder.texts([entry.caption for entry in samples]),
+        captioned,
     )

@@ -25,6 +25,7 @@ TASK_METRICS: dict[Task, tuple[str, str]] = {
     Task.COMPOSITION: ("CLIP-I", "CLIP-P"),
     Task.FACE: ("CLIP-I", "CLIP-P"),
 }
+OF_CAPTIONS = ("CLIP-T", "CLIP-S")  # the scores that read the condition's own text
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -71,9 +72,17 @@ def clip_s(generated: Tensor, prompt: Tensor, condition: Tensor, condition_promp
 
 
 def task_scores(
-    task: Task, generated: Tensor, condition: Tensor, prompt: Tensor, condition_prompt: Tensor
+    task: Task,
+    generated: Tensor,
+    condition: Tensor,
+    prompt: Tensor,
+    condition_prompt: Tensor,
+    captioned: Sequence[bool] | None = None,
 ) -> dict[str, Tensor]:
     """The two scores that Table 1 has for a task, by name; all embeddings [B, D], each score [B].
+
+    ``captioned`` says which conditions have a text of their own, by default all: scores that read it are of those
+    alone, and left out where there are none.
 
     Raises:
         ValueError: the paper has no scores for this task.
@@ -87,7 +96,10 @@ def task_scores(
         "CLIP-P": lambda: clip_p(generated, prompt),
         "CLIP-S": lambda: clip_s(generated, prompt, condition, condition_prompt),
     }
-    return {name: functions[name]() for name in TASK_METRICS[task]}
+    scores = {name: functions[name]() for name in TASK_METRICS[task]}
+    if captioned is not None:
+        scores |= {name: scores[name][torch.tensor(captioned)] for name in OF_CAPTIONS if name in scores}
+    return {name: values for name, values in scores.items() if len(values)}
 
 
 class Embedder:

@@ -106,6 +106,16 @@ def test_each_task_has_its_two_scores_of_table_1() -> None:
     close(found[Task.STYLE]["CLIP-S"], (-0.32 - 0.32) / 0.8)  # (-0.4, 0.8) against (0.8, -0.4)
 
 
+def test_scores_of_captions_leave_out_what_has_none() -> None:
+    embeddings = [rows((1, 2), (2, 1), (0, 1)), rows((3, 1), (1, 1), (1, 0)), rows(*[(1, 0)] * 3), rows(*[(0, 1)] * 3)]
+    whole = task_scores(Task.STYLE, *embeddings)
+    part = task_scores(Task.STYLE, *embeddings, captioned=[True, False, True])
+    assert part["CLIP-S"].tolist() == whole["CLIP-S"][[0, 2]].tolist()
+    assert part["CLIP-P"].tolist() == whole["CLIP-P"].tolist()
+    assert task_scores(Task.STYLE, *embeddings, captioned=[False] * 3).keys() == {"CLIP-P"}
+    assert task_scores(Task.FACE, *embeddings, captioned=[False] * 3).keys() == {"CLIP-I", "CLIP-P"}
+
+
 def test_a_task_without_scores() -> None:
     with pytest.raises(ValueError, match='no scores for the task "pose"; it does for everything, style'):
         task_scores(Task.POSE, *[rows((1, 0))] * 4)

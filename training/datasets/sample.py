@@ -19,7 +19,7 @@ class Sample:
         subject: the object's name, "" where the task needs none.
         source_id: where it came from, unique in its dataset.
         group: samples of one group (an identity, a source picture) are never split between train and validation.
-        condition_prompt: what the condition shows, "" where it is not known; CLIP-T and CLIP-S read it.
+        condition_prompt: what the condition shows, "" where it is not known.
     """
 
     condition: bytes
@@ -30,6 +30,11 @@ class Sample:
     group: str
     subject: str = ""
     condition_prompt: str = ""
+
+    @property
+    def caption(self) -> str:
+        """The condition's own text, which CLIP-T and CLIP-S read (Sec. 4.1); "" where it is not known."""
+        return self.condition_prompt or (self.prompt if self.target is None else "")
 
     def members(self) -> dict[str, bytes]:
         """The files of this sample in a shard, by their ending."""
