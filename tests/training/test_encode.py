@@ -26,6 +26,7 @@ from training.datasets.sample import Sample
 from training.encode import EncodeConfig
 from training.instructions import KEYWORDS, load
 from training.shards import MANIFEST, Shards, Tally, read_manifest, sha256, write_json, write_shard
+from training.source import FeatureSource
 
 TASK = Task.OBJECT
 
@@ -251,6 +252,22 @@ def test_a_second_dataset_keeps_the_words_of_the_first(workshop: Path, tmp_path:
     assert (out / encode.INSTRUCTIONS).stat().st_ino == written  # nothing is new
     encode.run(settings(workshop, out, TASK, phrases_per_subject=2))
     assert len(load_file(out / encode.INSTRUCTIONS)["object/rocket"]) == 2
+
+
+@pytest.mark.usefixtures("small_bank")
+def test_words_are_read_without_the_features(
+    workshop: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = sorted((features / TASK.value).glob("*.tar"))
+    shards = Shards(paths, Tally(0.0))
+    assert all(shards.file(n, ending) == content for n in range(2) for ending, content in shards[n].items())
+    with pytest.raises(KeyError):
+        shards.file(0, "target")
+    read, file = [], Shards.file
+    monkeypatch.setattr(Shards, "file", lambda shards, n, ending: read.append(ending) or file(shards, n, ending))
+    assert FeatureSource(features, "train", Tally(0.0)).by_task.keys() == {Task.EVERYTHING, Task.STYLE, TASK}
+    assert encode._tasks_and_subjects(settings(workshop, features))[1] >= {"rocket", "coffee"}
+    assert set(read) == {"json"}
 
 
 @pytest.mark.usefixtures("small_bank")
