@@ -1,6 +1,8 @@
 """Looking at an adapter while it is trained: always the same held-out samples, seeds and instructions."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from training.base import FrozenBase
 from training.batches import collate
+from training.datasets.sample import Sample
 from training.draws import Draw, Dropped
 from training.encoders import Encoders
 from training.metrics import TASK_METRICS, Embedder, task_scores
@@ -18,6 +21,8 @@ from training.sampling import Settings, conditionings, initial_noise, sample, to
 from training.settings import TrainConfig
 from training.source import Source, encode_batch
 from training.trained import TrainedAdapter, losses
+
+warn_once = cache(logging.getLogger("ipadapter_instruct").warning)
 
 
 class Validator:
@@ -88,15 +93,19 @@ class Validator:
         sheet(rows, min(256, made[0].width)).save(folder / f"{task.value}.jpg", quality=92)
         if self.embedder is None or task not in TASK_METRICS:
             return {}
-        return self._scores(task, [row[0] for row in rows], made, [self.source.words[draw.sample] for draw in draws])
+        samples = [Sample.from_members(self.source.shards[draw.sample]) for draw in draws]
+        return self._scores(task, [row[0] for row in rows], made, samples)
 
     def _scores(
-        self, task: Task, conditions: list[Image.Image], made: list[Image.Image], words: list[Mapping[str, Any]]
+        self, task: Task, conditions: list[Image.Image], made: list[Image.Image], samples: list[Sample]
     ) -> dict[str, float]:
         images, texts = self.embedder.images, self.embedder.texts
-        prompts = [word["prompt"] for word in words]
-        known = [word.get("condition_prompt") or word["prompt"] for word in words]
-        values = task_scores(task, images(made), images(conditions), texts(prompts), texts(known))
+        prompts, captions = [entry.prompt for entry in samples], [entry.caption for entry in samples]
+        embeddings = (images(made), images(conditions), texts(prompts), texts(captions))
+        values = task_scores(task, *embeddings, [bool(caption) for caption in captions])
+        if len(values) < len(TASK_METRICS[task]):
+            missing = ", ".join(name for name in TASK_METRICS[task] if name not in values)
+            warn_once(f"No {task.value} sample says what its condition shows, so {missing} is left out of validation.")
         return {name: float(value.mean()) for name, value in values.items()}
 
     def _rows(self) -> Mapping[str, Tensor]:

@@ -27,6 +27,7 @@ from training.pictures import read_index
 from training.scores import Results
 from training.shards import MANIFEST, Shards, Tally, write_shard
 from training.trained import start_adapter
+from training.validation import Validator
 
 TASKS = ("style", "object", "everything")
 
@@ -298,6 +299,27 @@ def test_a_style_without_a_caption_has_no_clip_s(
     one = scores(tmp_path / "one", data=[workshop / "data" / "style"], samples=1)["style"]
     assert part["CLIP-S"]["count"] == 1 and part["CLIP-P"]["count"] == 2
     assert part["CLIP-S"]["mean"] == pytest.approx(one["CLIP-S"]["mean"], abs=0.02)
+
+
+def test_validation_scores_no_style_without_a_caption(caplog: pytest.LogCaptureFixture) -> None:
+    class Numbers:
+        """An embedder in two dimensions: pictures and texts are their own embeddings."""
+
+        images = texts = staticmethod(lambda things: torch.tensor([[1.0, len(str(thing))] for thing in things]))
+
+    validator = Validator.__new__(Validator)
+    validator.embedder = Numbers()
+    known = Sample(b"", b"", "a prompt", Task.STYLE, "1", "1", condition_prompt="a caption")
+    bare = replace(known, condition_prompt="")
+    whole = validator._scores(Task.STYLE, ["c"], ["made"], [known])
+    assert whole.keys() == {"CLIP-S", "CLIP-P"}
+    assert validator._scores(Task.STYLE, ["c", "c"], ["made", "made"], [bare, known]) == pytest.approx(whole)
+    assert not caplog.messages
+    for _ in range(2):
+        assert validator._scores(Task.STYLE, ["c"], ["made"], [bare]).keys() == {"CLIP-P"}
+    assert caplog.messages == ["No style sample says what its condition shows, so CLIP-S is left out of validation."]
+    itself = replace(bare, target=None, task=Task.EVERYTHING)
+    assert validator._scores(Task.EVERYTHING, ["c"], ["made"], [itself]).keys() == {"CLIP-I", "CLIP-T"}
 
 
 def test_tasks_beyond_the_papers_have_pictures_but_no_scores(
