@@ -16,7 +16,16 @@ from tqdm import tqdm
 from training.datasets.sample import Sample
 from training.encoders import EncoderPaths, Encoders, load_encoders, picture_tensor, target_pixels
 from training.instructions import fixed, load_bank, with_subject
-from training.shards import MANIFEST, Shards, Tally, read_manifest, write_atomically, write_json, write_shard
+from training.shards import (
+    MANIFEST,
+    Shards,
+    Tally,
+    read_manifest,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+    write_shard,
+)
 
 log = logging.getLogger("ipadapter_instruct")
 
@@ -107,9 +116,12 @@ def _encode_dataset(encoders: Encoders, folder: Path, config: EncodeConfig, rank
     for shard in tqdm(shards, desc=f"encode {folder.name}", unit="shard", disable=rank > 0):
         name, found = shard["name"], Tally(1.0)
         record = out / f"{Path(name).stem}.json"
-        if not record.exists():
+        if not _is_done(out / name, record):
+            record.unlink(missing_ok=True)
+            remove_leftovers(record)
             samples = write_shard(out / name, _features_of_shard(encoders, folder / name, config, found))
-            write_json(record, {"samples": samples, "skipped": found.skipped})
+            size = (out / name).stat().st_size
+            write_json(record, {"samples": samples, "skipped": found.skipped, "bytes": size})
         done = json.loads(record.read_text())
         for sample, why in done["skipped"]:
             tally.lose(sample, why)
@@ -122,6 +134,14 @@ def _encode_dataset(encoders: Encoders, folder: Path, config: EncodeConfig, rank
             raise
     for name, why in tally.skipped:
         log.warning("encode: skipped %s: %s", name, why)
+
+
+def _is_done(shard: Path, record: Path) -> bool:
+    """Whether a shard was made and is still as long as it was: an aborted copy, or a cleaning, may have taken it."""
+    if not (shard.is_file() and record.is_file()):
+        return False
+    size = shard.stat().st_size
+    return json.loads(record.read_text()).get("bytes", size) == size
 
 
 def _features_of_shard(
@@ -186,6 +206,7 @@ def _write_words(encoders: Encoders, config: EncodeConfig) -> None:
     phrases = _phrases(config)
     if _lengths(config.out / INSTRUCTIONS) == {name: len(texts) for name, texts in phrases.items()}:
         return
+    remove_leftovers(config.out / INSTRUCTIONS)
     states = {}
     for name, texts in tqdm(phrases.items(), desc="encode instructions", unit="set"):
         batches = [texts[n : n + config.batch_size] for n in range(0, len(texts), config.batch_size)]

@@ -71,6 +71,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed runs were writing beside a file that no other process is writing now."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        left.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -92,17 +98,21 @@ def read_manifest(folder: Path, what: str) -> dict[str, Any]:
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
     """Write (key, files by ending) one after another into one tar; returns how many.
 
-    Nothing is left behind when writing fails, as on a full disk.
+    Nothing is left behind when writing fails, as on a full disk; what killed runs left of this shard goes, too.
     """
     from webdataset import TarWriter
 
+    remove_leftovers(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
     try:
-        with TarWriter(str(beside), encoder=False, mtime=0, user="", group="") as writer:
-            for key, files in samples:
-                writer.write({"__key__": key, **files})
-                count += 1
+        with open(beside, "wb") as file:
+            with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
+                for key, files in samples:
+                    writer.write({"__key__": key, **files})
+                    count += 1
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

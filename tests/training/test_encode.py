@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -268,6 +269,37 @@ def test_words_are_read_without_the_features(
     assert FeatureSource(features, "train", Tally(0.0)).by_task.keys() == {Task.EVERYTHING, Task.STYLE, TASK}
     assert encode._tasks_and_subjects(settings(workshop, features))[1] >= {"rocket", "coffee"}
     assert set(read) == {"json"}
+
+
+@pytest.mark.usefixtures("small_bank")
+def test_lost_shards_are_made_again(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(workshop, tmp_path / "out")
+    encode.run(config)
+    made, folder = of_folder(tmp_path / "out"), tmp_path / "out" / TASK.value
+    calls, encode_batch = [], encode._encode_batch
+    monkeypatch.setattr(encode, "_encode_batch", lambda *arguments: calls.append(arguments) or encode_batch(*arguments))
+    (folder / "train-00000.tar").unlink()
+    for name in (
+        f"{TASK.value}/.train-00000.tar.99",
+        f"{TASK.value}/.train-00000.json.99",
+        ".instructions.safetensors.99",
+    ):
+        (tmp_path / "out" / name).write_bytes(b"left by a killed run")
+    (tmp_path / "out" / encode.INSTRUCTIONS).write_bytes(b"half")
+    content = made[f"{TASK.value}/validation-00000.tar"]
+    (folder / "validation-00000.tar").write_bytes(content[: len(content) // 2])
+    encode.run(config)
+    assert of_folder(tmp_path / "out") == made
+    assert len(calls) == 2  # train-00001 was whole
+
+
+@pytest.mark.usefixtures("small_bank")
+def test_a_shard_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, fsync, swap = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.fstat(file).st_size) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *paths: done.append("replace") or swap(*paths))
+    write_shard(tmp_path / "train.tar", [("0", {"json": b"{}"})])
+    assert done == [(tmp_path / "train.tar").stat().st_size, "replace"]
 
 
 @pytest.mark.usefixtures("small_bank")
