@@ -1,5 +1,6 @@
 """Batches of a run, in an order that depends on the seed alone, from any step on."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ class Drawn(Dataset):
             name = self.source.shards.name(draw.sample)
             try:
                 item = self.source.item(draw)
-            except (KeyError, ValueError, OSError) as error:
+            except (KeyError, TypeError, ValueError, OSError) as error:
                 damaged.append((name, str(error)))
                 continue
             words = {"timestep": draw.timestep, "task": TASKS.index(draw.task), "name": name, "damaged": damaged}
@@ -81,8 +82,14 @@ def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory:
         pin_memory=pin_memory,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_sigterm_to_the_run,
     )
     return _unless_lost(iter(batches))  # the processes begin to read at once
+
+
+def _leave_sigterm_to_the_run(_: int) -> None:
+    """A queue signals every process of a run: the readers go on, so that the step can be finished and saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _unless_lost(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,8 @@ class Dropped(Enum):
 
     NOTHING  full: text; tokens of (image, instruction, prompt).
     TEXT     everything: no text; tokens of (image, "everything", prompt) for replication, of (image, instruction,
-             prompt) for the other tasks.
+             prompt) for the other tasks. A run without replication says "everything" in all its tasks, or the row
+             would not be trained at all.
     WORDS    image: no text; tokens of (image, no instruction, no prompt).
     IMAGE    text; tokens of (zero image, instruction, prompt).
     ALL      uncond: no text; tokens of (zero image, no instruction, no prompt).
@@ -57,7 +58,7 @@ class Dropout(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     text: float = Field(0.05, ge=0)
-    """The text prompt alone; a replication sample is then told "everything" (the everything row)."""
+    """The text prompt alone; a replication sample, or any where there are none, is told "everything" (that row)."""
     words: float = Field(0.05, ge=0)
     """Text prompt, instruction, and the projector's prompt (the image row)."""
     image: float = Field(0.05, ge=0)
@@ -76,6 +77,12 @@ class Draw:
     dropped: Dropped
     timestep: int
     noise_seed: int
+    without_replication: bool = False
+
+    @property
+    def told_everything(self) -> bool:
+        """Whether this is the everything row."""
+        return self.dropped is Dropped.TEXT and (self.task is Task.EVERYTHING or self.without_replication)
 
     def noise(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Two white noises of a latent's shape: that of the latent's own distribution, and that which is added."""
@@ -125,4 +132,5 @@ class Draws:
             dropped=self.dropped[dropped] if dropped < len(self.dropped) else Dropped.NOTHING,
             timestep=int(random.integers(self.timesteps)),
             noise_seed=int(random.integers(2**63 - 1)),
+            without_replication=Task.EVERYTHING not in self.tasks,
         )

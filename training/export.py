@@ -19,7 +19,7 @@ class ExportConfig(BaseModel):
     run: Path
     """Folder of the run."""
     out: Path
-    """File to write, .safetensors or .bin, in the released layout; for ComfyUI, in models/ipadapter."""
+    """File to write, .safetensors or .bin, in the released layout; for ComfyUI, in models/ipadapter_instruct."""
     step: int | None = None
     """Step of the checkpoint; by default the last good one."""
     averaged: bool = True

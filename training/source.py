@@ -13,7 +13,7 @@ from ipadapter_instruct_core.tasks import EVERYTHING_ROW, Task
 from PIL import Image
 from torch import Tensor
 from training.datasets.sample import Sample
-from training.draws import Draw, Dropped
+from training.draws import Draw
 from training.encode import INSTRUCTIONS, ROWS
 from training.encoders import Encoders, picture_tensor, target_pixels
 from training.shards import MANIFEST, Shards, Tally, read_manifest
@@ -102,7 +102,7 @@ class FeatureSource(Source):
         """States [L, W] of the phrasing that was drawn; the first of a table is the task's fixed one."""
         if not draw.dropped.keeps_instruction:
             return self.rows["empty_instruction"]
-        if draw.dropped is Dropped.TEXT and draw.task is Task.EVERYTHING:
+        if draw.told_everything:
             return self.rows["everything_instruction"]
         named = f"{draw.task.value}/{self.words[draw.sample].get('subject', '')}"
         table = self.instructions.get(named) or self.instructions[draw.task.value]
@@ -150,7 +150,7 @@ class RawSource(Source):
 
         if not draw.dropped.keeps_instruction:
             return ""
-        if draw.dropped is Dropped.TEXT and draw.task is Task.EVERYTHING:
+        if draw.told_everything:
             return EVERYTHING_ROW
         phrases = self.phrases[draw.task]
         phrase = phrases[int(draw.instruction * len(phrases))]

@@ -32,10 +32,13 @@ log = logging.getLogger("ipadapter_instruct")
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
-# What may change when a run goes on: none of these changes what is learned.
+PROJECT = "ipadapter-instruct"  # what trackers call all our runs together
+# What may change when a run goes on: none of these changes what is learned. Files may have moved; that they hold the
+# same is seen by `Trainer.identity`.
 FREE_SETTINGS = {
     "out", "micro_batch_size", "workers", "cpu", "gradient_checkpointing", "compile", "checkpoint_every", "keep",
-    "log_every", "trackers", "validation", "max_skipped",
+    "log_every", "trackers", "validation", "max_skipped", "base", "base_config", "features", "data", "image_encoder",
+    "instruction_encoder", "start",
 }  # fmt: skip
 
 
@@ -57,12 +60,18 @@ def run(config: TrainConfig) -> None:
             "Checkpoints are gathered from the newer FSDP alone; add --fsdp_version 2 to `accelerate launch`."
         )
     accelerator.gradient_accumulation_steps = accumulation(config, accelerator.num_processes)
+    if len(accelerator.log_with) < len(config.trackers):
+        raise ValueError(
+            f"Of the trackers {', '.join(config.trackers)} only {len(accelerator.log_with)} can be used here; install "
+            "the others' packages, or leave them out of `trackers`."
+        )
+    config.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, accelerator)
     if accelerator.is_main_process:
-        config.out.mkdir(parents=True, exist_ok=True)
-        hold_to_settings(config)
+        hold_to_settings(config, trainer.identity())
     accelerator.wait_for_everyone()
     try:
-        Trainer(config, accelerator).train()
+        trainer.train()
     finally:
         accelerator.end_training()
 
@@ -79,20 +88,20 @@ def accumulation(config: TrainConfig, processes: int) -> int:
     return share // micro
 
 
-def hold_to_settings(config: TrainConfig) -> None:
-    """Keep the settings with the run, and hold a resumed run to them."""
-    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in FREE_SETTINGS}
+def hold_to_settings(config: TrainConfig, identity: Mapping[str, Any]) -> None:
+    """Keep the settings with the run, and hold a resumed run to them, once it has a checkpoint."""
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in FREE_SETTINGS} | dict(identity)
     path = config.out / CONFIG
-    if not path.exists():
-        write_json(path, settings)
-        return
-    before = json.loads(path.read_text())
-    changed = next((key for key, value in settings.items() if before.get(key) != value), None)
+    begun = path.exists() and checkpoints.newest(config.out / CHECKPOINTS) is not None
+    before = json.loads(path.read_text()) if begun else settings
+    free = {"steps"} if config.schedule == "constant_with_warmup" else set()  # more of the same may follow
+    changed = next((key for key in settings if before.get(key) != settings[key] and key not in free), None)
     if changed:
         raise ValueError(
             f"{config.out} holds a run with {changed} = {before.get(changed)}, not {settings[changed]}; "
             "give another --out, or the setting as it was."
         )
+    write_json(path, settings)
 
 
 class Trainer:
@@ -121,6 +130,12 @@ class Trainer:
         self.draws = Draws(config.seed, self.source.by_task, weights, config.dropout, timesteps)
         self.stopping = False
 
+    def identity(self) -> dict[str, Any]:
+        """What the run's files hold: the encoders behind the samples, and how many of these each task has."""
+        encoders = self.encoders.identities() if self.encoders is not None else self.source.settings["encoders"]
+        counts = {task.value: len(places) for task, places in self.source.by_task.items()}
+        return {"encoders": encoders, "samples": dict(sorted(counts.items()))}
+
     def _prepare_models(self) -> TrainedAdapter:
         config, base, device = self.config, self.base, self.accelerator.device
         layers = prepare_unet(base.unet)
@@ -141,7 +156,6 @@ class Trainer:
             base.vae.to(device)  # for validation pictures
         if config.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
-            base.unet.train()  # diffusers checkpoints in this mode alone; SD's UNets have no dropout to wake
         self.unet = torch.compile(base.unet) if config.compile else base.unet
         return TrainedAdapter(adapter.train())
 
@@ -150,7 +164,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         first_step = self._resume()
         if config.trackers:
-            accelerator.init_trackers("", config={k: str(v) for k, v in config.model_dump(mode="json").items()})
+            accelerator.init_trackers(PROJECT, config={k: str(v) for k, v in config.model_dump(mode="json").items()})
         self.log = RunLog(accelerator, config.out, first_step)
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
         bar = tqdm(total=config.steps, initial=first_step, desc="train", unit="step", disable=not self.main)

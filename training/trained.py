@@ -75,6 +75,11 @@ def start_adapter(
         return adapter
     adapter = load(start).float()
     check_fit(start.name, adapter.config, {**widths, "instruction": None, "prompt": None}, layers)
+    if adapter.config.follows_instructions and adapter.config.instruction_encoder is not instruction_encoder:
+        raise ValueError(
+            f"{start.name} was trained with instructions by {adapter.config.instruction_encoder.value}, these are by "
+            f"{instruction_encoder.value}; encode them with the encoder that it was trained with."
+        )
     if not adapter.config.follows_instructions and instruction_width is not None:
         adapter = adapter.with_instruction(instruction_width, prompt_width, generator)
     if (adapter.config.instruction_width, adapter.config.prompt_width) != (instruction_width, prompt_width):

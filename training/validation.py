@@ -32,22 +32,35 @@ class Validator:
         self.config, self.base, self.encoders, self.source = config, base, encoders, source
         self.settings = config.validation
         scorer = self.settings.scorer
+        self.places = self._readable_places()
         self.embedder = Embedder(load_open_clip(str(scorer)).to(base.device)) if scorer is not None else None
 
     def __call__(self, step: int, adapter: Adapter) -> dict[str, dict[str, float]]:
         """Figures by task and name; pictures go to ``OUT/validation/step-N/TASK.jpg``."""
-        unet = self.base.unet
-        training, unet.training = unet.training, False
         figures = {}
         with torch.inference_mode():
-            for task, places in self.source.by_task.items():
+            for task, places in self.places.items():
                 loss = self._loss(adapter, self._draws(task, places[: self.settings.samples]))
                 figures[task.value] = {"loss": loss}
                 if self.settings.pictures:
                     draws = self._draws(task, places[: self.settings.pictures])
                     figures[task.value] |= self._pictures(step, task, adapter, draws)
-        unet.training = training
         return figures
+
+    def _readable_places(self) -> dict[Task, list[int]]:
+        """The first samples of each task; those that cannot be read are counted now, not met in the middle of a run."""
+        places: dict[Task, list[int]] = {}
+        for task, candidates in self.source.by_task.items():
+            for place in candidates:
+                if len(places.setdefault(task, [])) == max(self.settings.samples, self.settings.pictures):
+                    break
+                try:
+                    self.source.item(Draw(task, place, 0.0, Dropped.NOTHING, 0, 0))
+                    self.source.pictures(place)
+                    places[task].append(place)
+                except (KeyError, TypeError, ValueError, OSError) as error:
+                    self.source.tally.skip(self.source.shards.name(place), str(error))
+        return {task: found for task, found in places.items() if found}
 
     def _draws(self, task: Task, places: Sequence[int]) -> list[Draw]:
         """Timesteps spread evenly; nothing dropped; the task's fixed instruction.

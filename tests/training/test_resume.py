@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -51,7 +52,12 @@ def steps(run: Path) -> list[int]:
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        arguments, env=environment(), cwd=environment()["PYTHONPATH"], stderr=subprocess.PIPE, text=True
+        arguments,
+        env=environment(),
+        cwd=environment()["PYTHONPATH"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -83,12 +89,14 @@ def test_a_killed_run_goes_on_bit_for_bit(workshop: Path, uninterrupted: Path, t
     assert_equal_runs(uninterrupted, out)
 
 
-def test_sigterm_saves_and_leaves_cleanly(workshop: Path, uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_and_leaves_cleanly(workshop: Path, uninterrupted: Path, tmp_path: Path, workers: int) -> None:
+    """A queue signals the whole group of processes, those that read ahead too."""
     out = tmp_path / "ended"
-    arguments = command(workshop, out, **{**LONG, "checkpoint_every": 1000})
+    arguments = command(workshop, out, **{**LONG, "checkpoint_every": 1000, "workers": workers})
     process = start(arguments)
     wait_for(lambda: (out / "metrics.jsonl").exists(), process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "as asked" in errors
@@ -121,9 +129,28 @@ def test_reading_ahead_changes_nothing(workshop: Path, uninterrupted: Path, tmp_
     assert_equal_runs(uninterrupted, tmp_path / "ahead")
 
 
-def test_a_run_is_held_to_its_settings(workshop: Path, uninterrupted: Path) -> None:
+def test_a_run_is_held_to_its_settings(workshop: Path, uninterrupted: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="learning_rate = 0.001, not 0.01"):
-        train(workshop, uninterrupted, **LONG, learning_rate=0.01)
+        train(workshop, uninterrupted, **{**LONG, "learning_rate": 0.01})
+    few = tmp_path / "features"
+    shutil.copytree(workshop / "features", few)
+    shutil.rmtree(few / "style")
+    with pytest.raises(ValueError, match="holds a run with samples = "):
+        train(workshop, uninterrupted, **LONG, features=few)
+
+
+def test_a_mistake_before_the_first_checkpoint_binds_nothing(workshop: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="There is no base model"):
+        train(workshop, tmp_path / "run", base=workshop / "bsae")
+    assert train(workshop, tmp_path / "run", steps=1)
+
+
+def test_files_may_move_and_more_steps_follow(workshop: Path, tmp_path: Path) -> None:
+    whole = train(workshop, tmp_path / "whole", steps=4)
+    train(workshop, tmp_path / "longer", steps=2)
+    shutil.copytree(workshop / "features", tmp_path / "features")
+    longer = train(workshop, tmp_path / "longer", steps=4, features=tmp_path / "features")
+    assert all(torch.equal(longer[key], whole[key]) for key in whole)
 
 
 def test_the_seed_matters(workshop: Path, uninterrupted: Path, tmp_path: Path) -> None:
