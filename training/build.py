@@ -100,6 +100,8 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
     settings = config.model_dump(mode="json", exclude=FREE_SETTINGS) | {PLAN: plan_hash(splits)}
     if config.prompts == "source":
         del settings["endpoint"]
+        if rank == 0 and config.source.kind == "style":
+            _warn_of_bare_styles([item for split in splits.values() for item in split])
     try:
         claim(config.out, settings)
         # All items count, so that a build ends early only when it is sure to fail.
@@ -115,6 +117,16 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
         ) from error
     if not whole:
         logger.info(f"Rank {rank} of {world} is done; the last one to finish writes {config.out / MANIFEST}.")
+
+
+def _warn_of_bare_styles(items: list[Item]) -> None:
+    bare = sum(not item.condition_prompt for item in items)
+    if bare:
+        logger.warning(
+            f"{bare} of {len(items)} style samples have no caption of their picture: from these InstantStyle subtracts "
+            "no content, and CLIP-S cannot be scored; name a caption column, or have them described by "
+            "--prompts endpoint."
+        )
 
 
 def ranks() -> tuple[int, int]:

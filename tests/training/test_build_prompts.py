@@ -16,6 +16,7 @@ from builds import (
     samples_of,
     styles,
 )
+from sources import photograph, save
 
 
 @pytest.fixture
@@ -69,6 +70,26 @@ def test_an_endpoint_describes_the_condition_of_a_style(tmp_path, endpoint):
     for sample in samples_of(tmp_path / "out", "train"):
         assert sample.condition_prompt.startswith("A photo called") and not sample.prompt.startswith("A photo")
     assert all(content.startswith("A photo called") for _, _, contents in maker.asked for content in contents)
+
+
+def test_styles_without_captions_are_told(tmp_path, endpoint, caplog):
+    source = styles(tmp_path / "source")
+    said = "style samples have no caption of their picture: from these InstantStyle subtracts no content, and CLIP-S"
+    maker = Turned()
+    build(source, tmp_path / "bare", maker, validation=0)
+    bare = {content for _, _, contents in maker.asked for content in contents} == {""}
+    assert bare and f"12 of 12 {said}" in caplog.text
+    caplog.clear()
+    build(source, tmp_path / "told", Turned(), prompts="endpoint", endpoint={"url": endpoint[0], "cache": None})
+    for number in range(3):
+        save(tmp_path / "own" / f"{number}.png", photograph("cat"))
+        (tmp_path / "own" / f"{number}.txt").write_text("a cat")
+    source["pictures"] = tmp_path / "own"
+    build(source, tmp_path / "captioned", Turned(), validation=0)
+    assert said not in caplog.text
+    (tmp_path / "own" / "1.txt").unlink()
+    build(source, tmp_path / "partly", Turned(), validation=0)
+    assert f"1 of 3 {said}" in caplog.text
 
 
 def test_an_endpoint_that_fails_stops_or_is_skipped_as_asked(tmp_path, endpoint):
