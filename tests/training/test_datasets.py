@@ -231,13 +231,14 @@ def test_face_prompts_come_from_the_attributes(tmp_path):
 
 def test_celeba_lists_as_csv(tmp_path):
     make_celeba(tmp_path)
-    expected = plan(celeba(tmp_path, wild=True))
-    for name in ("list_bbox_celeba", "list_landmarks_celeba"):
+    attributes = tmp_path / "list_attr_celeba.txt"
+    expected = plan(celeba(tmp_path, wild=True, attributes=attributes))
+    for name in ("list_bbox_celeba", "list_landmarks_celeba", "list_attr_celeba"):
         lines = (tmp_path / f"{name}.txt").read_text().splitlines()[1:]
         rows = [",".join(line.split()) for line in lines]
         rows[0] = rows[0] if rows[0].startswith("image_id") else f"image_id,{rows[0]}"
         (tmp_path / f"{name}.txt").write_text("\n".join(rows))
-    assert plan(celeba(tmp_path, wild=True)) == expected
+    assert plan(celeba(tmp_path, wild=True, attributes=attributes)) == expected
 
 
 def test_own_data_from_a_file(tmp_path):

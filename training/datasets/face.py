@@ -121,18 +121,26 @@ def _wild_square(box: Sequence[int], points: Sequence[int]) -> Square:
     return (left + right) / 2, (top + bottom) / 2, max(right - left, bottom - top)
 
 
+def _lines(path: Path, what: str) -> list[list[str]]:
+    """The words of each line; none of the first where it is the count."""
+    lines = [line.replace(",", " ").split() for line in read_text(path, what).splitlines()]
+    return [[], *lines[1:]] if lines and len(lines[0]) == 1 and lines[0][0].isdigit() else lines
+
+
+def _header(lines: list[list[str]]) -> list[str]:
+    return [name for name in next(filter(None, lines), []) if name != "image_id"]
+
+
 def _table(path: Path, what: str, columns: Sequence[str]) -> dict[str, list[int]]:
     """CelebA's lists: a count, a header unless ``columns`` is empty, then a picture and its whole numbers a line.
 
     The .csv variants with an image_id column are read too.
     """
-    lines = [line.replace(",", " ").split() for line in read_text(path, what).splitlines()]
-    if lines and len(lines[0]) == 1 and lines[0][0].isdigit():
-        lines[0] = []
+    lines = _lines(path, what)
     start = 0
     if columns:
         start = next((number for number, line in enumerate(lines) if line), 0)
-        header = [name for name in (lines[start] if lines else []) if name != "image_id"]
+        header = _header(lines)
         missing = [name for name in columns if name not in header]
         if missing:
             raise ValueError(f"{path} has no column {missing[0]}; {what} is expected.")
@@ -159,8 +167,7 @@ def _table(path: Path, what: str, columns: Sequence[str]) -> dict[str, list[int]
 def _attributes(path: Path) -> dict[str, str]:
     """A prompt for each picture, put together from the attributes it has."""
     what = "list_attr_celeba.txt"
-    header = next((line.replace(",", " ").split() for line in read_text(path, what).splitlines()[:2][-1:]), [])
-    names = [name for name in header if name != "image_id"] or ["Male"]
+    names = _header(_lines(path, what)) or ["Male"]
     prompts = {}
     for picture, values in _table(path, what, names).items():
         has = {name for name, value in zip(names, values, strict=True) if value > 0}
