@@ -101,11 +101,11 @@ def load() -> Oracle:
 class OracleConfig:
     """Train the oracle, on pictures as drawn and on pictures that went through the autoencoder."""
 
-    steps: int = 3000
+    steps: int = 1500
     batch: int = 64
     rate: float = 2e-3
     pictures: int = 30_000
-    round_trips: int = 8_000
+    round_trips: int = 6_000
     seed: int = 0
     folder: Path = Path("runs/miniature")
 

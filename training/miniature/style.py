@@ -54,7 +54,8 @@ def _palette(factors: Factors) -> np.ndarray:
     main = SUBJECT_COLOURS[factors.colour]
     colours = dict(zip(list(Region)[:5], SCENE_COLOURS[factors.scene], strict=True))
     colours |= {
-        Region.SNOW_CAP: (255, 255, 255), Region.PANE: (150, 205, 240), Region.EMPTY: (255, 255, 255), Region.MAIN: main,
+        Region.SNOW_CAP: (255, 255, 255), Region.PANE: (150, 205, 240), Region.EMPTY: (255, 255, 255),
+        Region.MAIN: main,
         Region.LIGHT: (255, 246, 226), Region.DARK: (62, 42, 40), Region.LEAF: (40, 120, 50),
         Region.ACCENT: (90, 190, 250) if factors.colour == "yellow" else (255, 214, 70),
         Region.EYE_WHITE: (255, 255, 255), Region.EYE: (30, 26, 34), Region.MOUTH: (168, 32, 48),
