@@ -4,13 +4,15 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, NamedTuple
 
 import torch
 from ipadapter_instruct_core.tasks import PHRASES, Task
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 from training.datasets.sample import Sample
@@ -32,6 +34,7 @@ log = logging.getLogger("ipadapter_instruct")
 FORMAT = 1
 INSTRUCTIONS = "instructions.safetensors"
 ROWS = "rows.safetensors"
+LARGEST_TABLES = 20e9  # bytes: the tables of all instructions are made in memory
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -50,8 +53,8 @@ class EncodeConfig(EncoderPaths):
     """In which tokens are kept; latents are kept in full."""
     batch_size: int = 16
     """Samples encoded at once."""
-    phrases_per_subject: int = 32
-    """How many phrasings of the object task are encoded with each subject's name."""
+    phrases_per_subject: int = Field(32, ge=2)
+    """How many phrasings of the object task are encoded with each subject's name: the fixed one, and others by lot."""
     max_skipped: float = 0.01
     """Largest share of samples that may be damaged before the run stops."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,7 +65,8 @@ def run(config: EncodeConfig) -> None:
     """Encode what is not encoded yet; ranks of a launch share the shards.
 
     Raises:
-        ValueError: the settings differ from those of features already there, or too many samples are damaged.
+        ValueError: the settings differ from those of features already there, too many samples are damaged, or there are
+            too many subjects.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if config.device == "cuda" else config.device
@@ -81,12 +85,21 @@ def run(config: EncodeConfig) -> None:
     }
     _hold_to_settings(config.out, settings)
     with torch.inference_mode():
+        if rank == 0:
+            _check_size(encoders, config)
         for folder in config.data:
             _encode_dataset(encoders, folder, config, rank, world)
         if rank == 0:
             _write_words(encoders, config)
     if rank == 0:
         log.info("encode: features of %d datasets in %s", len(config.data), config.out)
+
+
+@dataclass
+class _Found(Tally):
+    """What was met in one shard."""
+
+    small: int = 0  # targets that had to be enlarged
 
 
 def _hold_to_settings(out: Path, settings: Mapping[str, Any]) -> None:
@@ -113,16 +126,24 @@ def _encode_dataset(encoders: Encoders, folder: Path, config: EncodeConfig, rank
     _hold_to_settings(out, {"source": {shard["name"]: shard["sha256"] for shard in source["shards"]}})
     shards = source["shards"][rank::world]
     tally = Tally(config.max_skipped, seen=sum(shard["samples"] for shard in shards))
+    warned = False
     for shard in tqdm(shards, desc=f"encode {folder.name}", unit="shard", disable=rank > 0):
-        name, found = shard["name"], Tally(1.0)
+        name, found = shard["name"], _Found(1.0)
         record = out / f"{Path(name).stem}.json"
         if not _is_done(out / name, record):
             record.unlink(missing_ok=True)
             remove_leftovers(record)
             samples = write_shard(out / name, _features_of_shard(encoders, folder / name, config, found))
             size = (out / name).stat().st_size
-            write_json(record, {"samples": samples, "skipped": found.skipped, "bytes": size})
+            write_json(record, {"samples": samples, "skipped": found.skipped, "small": found.small, "bytes": size})
         done = json.loads(record.read_text())
+        if done.get("small") and not warned:
+            warned = True
+            log.warning(
+                "encode: targets of %s are smaller than %d pixels and were enlarged (%d of the %d in %s): a model "
+                "learns their blur; build with a --size of %d at least, from sources of that size.",
+                folder.name, config.resolution, done["small"], done["samples"], name, config.resolution,
+            )  # fmt: skip
         for sample, why in done["skipped"]:
             tally.lose(sample, why)
         tally.unnamed += shard["samples"] - done["samples"] - len(done["skipped"])  # of a shard that is cut short
@@ -145,11 +166,11 @@ def _is_done(shard: Path, record: Path) -> bool:
 
 
 def _features_of_shard(
-    encoders: Encoders, path: Path, config: EncodeConfig, tally: Tally
+    encoders: Encoders, path: Path, config: EncodeConfig, found: _Found
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     from safetensors.torch import save
 
-    decoded = _decoded_samples(encoders, Shards([path], tally), config, tally)
+    decoded = _decoded_samples(encoders, Shards([path], found), config, found)
     while batch := list(islice(decoded, config.batch_size)):
         for item, tensors in zip(batch, _encode_batch(encoders, batch, config), strict=True):
             yield item.key, {**item.files, "safetensors": save(tensors)}
@@ -163,15 +184,16 @@ class _Decoded(NamedTuple):
     target: Tensor
 
 
-def _decoded_samples(encoders: Encoders, shard: Shards, config: EncodeConfig, tally: Tally) -> Iterator[_Decoded]:
+def _decoded_samples(encoders: Encoders, shard: Shards, config: EncodeConfig, found: _Found) -> Iterator[_Decoded]:
     for index in range(len(shard)):
         files = shard[index]
         try:
             sample = Sample.from_members(files)
             condition, target = sample.pictures()
         except (KeyError, TypeError, ValueError) as error:
-            tally.lose(shard.name(index), str(error))
+            found.lose(shard.name(index), str(error))
             continue
+        found.small += min(target.size) < config.resolution
         yield _Decoded(
             key=shard.samples[index][1],
             # Validation looks at pictures, too; training only at their features.
@@ -214,6 +236,20 @@ def _write_words(encoders: Encoders, config: EncodeConfig) -> None:
     write_atomically(config.out / INSTRUCTIONS, save(states))
 
 
+def _check_size(encoders: Encoders, config: EncodeConfig) -> None:
+    """Raises ValueError where the tables of instructions are too large for the memory, before hours of encoding."""
+    phrases = _phrases(config)
+    of_one = encoders.instruction_states([""])[0].numel() * PRECISIONS[config.precision].itemsize
+    size = sum(map(len, phrases.values())) * of_one
+    if size > LARGEST_TABLES:
+        subjects = sum("/" in name for name in phrases)
+        raise ValueError(
+            f"The instructions of {subjects} subjects would take {size / 1e9:.3g} GB, more than the "
+            f"{LARGEST_TABLES / 1e9:.3g} GB that are allowed; lower phrases_per_subject from "
+            f"{config.phrases_per_subject}, or give fewer different subjects."
+        )
+
+
 def _lengths(path: Path) -> dict[str, int]:
     """How many instructions each table of a file holds; none where there is no whole file."""
     from safetensors import SafetensorError, safe_open
@@ -234,8 +270,10 @@ def _phrases(config: EncodeConfig) -> dict[str, list[str]]:
         for task in sorted(tasks, key=lambda task: task.value)
     }
     for subject in sorted(subjects):
-        some = phrases[Task.OBJECT.value][: config.phrases_per_subject]
-        phrases[f"{Task.OBJECT.value}/{subject}"] = [with_subject(phrase, subject) for phrase in some]
+        always, *rest = phrases[Task.OBJECT.value]
+        # Others for each subject, so that many subjects take in the whole bank; the same in every run.
+        some = Random(subject).sample(rest, min(len(rest), config.phrases_per_subject - 1))
+        phrases[f"{Task.OBJECT.value}/{subject}"] = [with_subject(phrase, subject) for phrase in (always, *some)]
     return phrases
 
 

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -162,7 +163,7 @@ def test_instructions_are_the_fixed_one_and_then_the_banks(workshop: Path, featu
 
 def test_a_subjects_instructions_hold_its_name(workshop: Path, features: Path) -> None:
     table = load_file(features / encode.INSTRUCTIONS)["object/chelsea"]
-    bank = load(TASK)[:31]
+    bank = Random("chelsea").sample(load(TASK), 31)
     assert len(table) == 32
     close(table[0], text_states(workshop, "use the chelsea"))
     plain = [n for n, phrase in enumerate(bank) if phrase.count("the object") == 1 and phrase.count("object") == 1][:3]
@@ -300,6 +301,52 @@ def test_a_shard_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "replace", lambda *paths: done.append("replace") or swap(*paths))
     write_shard(tmp_path / "train.tar", [("0", {"json": b"{}"})])
     assert done == [(tmp_path / "train.tar").stat().st_size, "replace"]
+
+
+def test_many_subjects_take_in_the_bank(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {f"animal {n}" for n in range(300)}
+    monkeypatch.setattr(encode, "_tasks_and_subjects", lambda _: ({TASK}, names))
+    config = settings(workshop, tmp_path)
+    phrases = encode._phrases(config)
+    bank = load(TASK)
+    used = set()
+    for name in names:
+        table = phrases[f"object/{name}"]
+        assert len(table) == 32 and table[0] == f"use the {name}"
+        used |= {phrase.lower().replace(name, "object") for phrase in table[1:]}
+    assert len(used) > 0.95 * len(bank)
+    assert phrases == encode._phrases(config)
+    assert len(encode._phrases(config.model_copy(update={"phrases_per_subject": 5000}))["object/animal 3"]) == 1201
+
+
+@pytest.mark.usefixtures("small_bank")
+def test_tables_too_large_for_the_memory_are_refused_at_once(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (4 + 4 * 3) * 77 * WIDTH * 4  # of the task and of four subjects with three phrases each
+    config = settings(workshop, tmp_path / "out", phrases_per_subject=3)
+    monkeypatch.setattr(encode, "LARGEST_TABLES", size - 1)
+    with pytest.raises(ValueError, match=r"^The instructions of 4 subjects would take .* lower phrases_per_subject"):
+        encode.run(config)
+    assert not list((tmp_path / "out").rglob("*.tar"))
+    monkeypatch.setattr(encode, "LARGEST_TABLES", size)
+    encode.run(config)
+
+
+@pytest.mark.usefixtures("small_bank")
+def test_targets_that_were_enlarged_are_told_once(
+    workshop: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sides = [
+        min(Sample.from_members(f).pictures()[1].size) for f in samples_of(workshop / "data" / TASK.value, "train")
+    ]
+    assert len(set(sides)) == 1
+    for side, told in ((sides[0], 0), (sides[0] + 8, 1), (sides[0] + 8, 1)):  # again by a later run
+        caplog.clear()
+        encode.run(settings(workshop, tmp_path / str(side), resolution=side))
+        assert len([message for message in caplog.messages if "enlarged" in message]) == told
+    assert f"targets of object are smaller than {side} pixels" in caplog.text
+    assert f"(4 of the 4 in train-00000.tar): a model learns their blur; build with a --size of {side}" in caplog.text
 
 
 @pytest.mark.usefixtures("small_bank")
