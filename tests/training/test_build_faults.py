@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from builds import build, files_of, journeydb
+from builds import Turned, build, files_of, journeydb
 from PIL import Image
 from sources import make_commoncanvas
 from training import build as build_module
@@ -191,6 +191,22 @@ def test_a_changed_setting_is_named(tmp_path, change, message):
         build(source, tmp_path / "out", **change)
     assert files_of(tmp_path / "out") == before
     assert build(source, tmp_path / "out", threads=1, max_skipped=0.5), "these may change"
+
+
+def test_a_wrong_setting_may_be_mended_while_nothing_is_built(tmp_path):
+    make_commoncanvas(tmp_path / "source", 6)
+    targets = {"base": tmp_path / "mistyped", "controlnet": "scribble", "size": 128}
+    source = {"kind": "composition", "pictures": tmp_path / "source", "targets": targets}
+    with pytest.raises(ValueError, match="mistyped"):
+        build(source, tmp_path / "out")
+    targets["base"] = "base"
+    assert build(source, tmp_path / "out", Turned())["settings"]["source"]["targets"]["base"] == "base"
+    (tmp_path / "out" / "manifest.json").unlink()
+    for shard in (tmp_path / "out").glob("*.tar"):
+        shard.unlink()
+    targets["base"] = "other"
+    with pytest.raises(ValueError, match="was begun with source.targets.base = base, not other"):
+        build(source, tmp_path / "out", Turned())  # the shards are noted, if lost
 
 
 def test_a_changed_source_and_a_folder_of_others_are_told(tmp_path):

@@ -36,18 +36,21 @@ def blocks_of(splits: dict[str, list[Item]], size: int) -> Iterator[Block]:
 def claim(out: Path, settings: dict[str, Any]) -> None:
     """Write down what decides on the samples, or hold it against what the build in ``out`` was begun with.
 
+    While nothing is built there, it may change: a mistyped path comes out only when models are loaded, after this.
+
     Raises:
         ValueError: a setting has changed, or the folder holds other shards.
     """
-    foreign = (out / MANIFEST).exists() or any(out.glob("*.tar"))  # seen before another rank may write some
-    try:
-        before = _flat(json.loads((out / SETTINGS).read_text()))
-    except FileNotFoundError:
-        if foreign:
-            raise ValueError(f"{out} holds shards that no build was begun with; name an empty folder.") from None
+    # Half-written shards (.NAME.tar.…) count, since another rank may be writing them.
+    begun = (out / MANIFEST).exists() or any(out.glob("*.tar*")) or any((out / BLOCKS).glob("*.json"))
+    if not begun:
         (out / BLOCKS).mkdir(parents=True, exist_ok=True)
         write_json(out / SETTINGS, settings)
         return
+    try:
+        before = _flat(json.loads((out / SETTINGS).read_text()))
+    except FileNotFoundError:
+        raise ValueError(f"{out} holds shards that no build was begun with; name an empty folder.") from None
     now = _flat(settings)
     changed = [name for name in before | now if before.get(name) != now.get(name)]
     if changed == [PLAN]:
