@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,14 +33,36 @@ class EncoderPaths(BaseModel):
     """For a single-file base that is no plain SD1.5 or SDXL: a diffusers folder with its configurations."""
 
 
+def read_whole(kind: Any, folder: Path, what: str) -> Any:
+    """``kind.from_pretrained`` of transformers or diffusers, which fills missing weights with random numbers.
+
+    Raises:
+        ValueError: the folder cannot be read, or lacks weights; the sentence says ``what`` it should hold.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split("\n")[0].split(". ")[0].split()).rstrip(".:")
+        raise ValueError(f"{folder} is no folder of {what} ({why}); give one, downloaded whole.") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} weights of {what} ({missing[0]}, ...); give the folder of a whole one."
+        )
+    return model
+
+
 class HuggingFaceImageTower(nn.Module):
     """The image tower in transformers' layout, with the same three names as the core's `OpenClip`."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises ValueError where the folder holds another model, or not all of its weights."""
         from transformers import CLIPVisionModelWithProjection
 
         super().__init__()
-        self.model = CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True).float()
+        self.model = read_whole(CLIPVisionModelWithProjection, folder, "a transformers CLIP image tower").float()
         self.image_size: int = self.model.config.image_size
         self.image_width: int = self.model.config.hidden_size
 

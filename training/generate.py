@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from training.base import FrozenBase, load_base
 from training.conditioned_unet import ImageKeyValues, prepare_unet
 from training.datasets.targets import Generation, InstantStyle, Scribble
-from training.encoders import picture_tensor
+from training.encoders import picture_tensor, read_whole
 from training.sampling import Conditioning, initial_noise, sample, to_pictures
 
 # Where InstantStyle injects the picture: its paper's style block on SDXL, its authors' (experimental) choice on SD1.5.
@@ -138,14 +138,11 @@ class ScribbleMaker(Generator):
     """Pictures of prompts on the edges of conditions, by a scribble ControlNet."""
 
     def __init__(self, settings: Scribble) -> None:
-        """Raises ValueError where the ControlNet is no diffusers folder."""
+        """Raises ValueError where the ControlNet is no whole diffusers folder."""
         from diffusers import ControlNetModel
 
         super().__init__(settings)
-        try:
-            network = ControlNetModel.from_pretrained(settings.controlnet, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{settings.controlnet} is no folder of a diffusers ControlNet: {error}") from error
+        network = read_whole(ControlNetModel, settings.controlnet, "a diffusers ControlNet")
         self.controlnet = network.requires_grad_(False).eval().to(self.device, self.base.unet.dtype)
 
     def __call__(
