@@ -272,7 +272,7 @@ def test_a_really_full_disk(tmp_path):
 mount -t tmpfs -o size=400k tmpfs {disk} || exit 77
 cd {tmp_path}
 {sys.executable} -m training build --out disk/out --size 0 --validation 0 --samples-per-shard 5 \\
-    replication --annotations source/train_anno.jsonl --images source/imgs
+    replication --source.annotations source/train_anno.jsonl --source.images source/imgs
 echo $? >code
 ls -A disk/out >list
 cp disk/out/*.tar .
