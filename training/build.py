@@ -107,7 +107,7 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
         # All items count, so that a build ends early only when it is sure to fail.
         tally = Tally(config.max_skipped, seen=sum(len(block.items) for block in blocks))
         _build(config, blocks[rank::world], maker, tally, rank)
-        whole = write_manifest(config.out, config.source.kind, settings, blocks, config.max_skipped)
+        result = write_manifest(config.out, config.source.kind, settings, blocks, config.max_skipped)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -115,7 +115,9 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
             f"The disk that holds {config.out} is full; make room and give the same command again, "
             "which goes on with the first shard that is not finished."
         ) from error
-    if not whole:
+    if result:
+        print(result)
+    else:
         logger.info(f"Rank {rank} of {world} is done; the last one to finish writes {config.out / MANIFEST}.")
 
 

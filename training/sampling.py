@@ -72,7 +72,7 @@ def weighted_key_values(adapter: Adapter, tokens: Tensor, weight: float) -> Imag
 def conditionings(
     adapter: Adapter, features: Mapping[str, Tensor], rows: Mapping[str, Tensor], settings: Settings
 ) -> dict[Row, Conditioning]:
-    """The rows that the settings ask for (FACTS of the released weights: `ipadapter_instruct_core.guidance`).
+    """The rows that the settings ask for, each made as `ipadapter_instruct_core.guidance` says.
 
     Args:
         features: ``text``, ``image``, ``instruction``, ``prompt`` (by default ``text``), on SDXL ``pooled``; each

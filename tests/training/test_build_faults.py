@@ -15,6 +15,7 @@ from PIL import Image
 from sources import make_commoncanvas
 from training import build as build_module
 from training.build import BuildConfig, run
+from training.datasets.ledger import Block, write_manifest
 from training.shards import Shards, Tally
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,6 +150,13 @@ def test_a_few_bad_pictures_are_skipped_counted_and_named(tmp_path, capsys):
     assert len(Shards(sorted((tmp_path / "out").glob("*.tar")), Tally(0))) == 41
     assert "; 4 skipped, named in its manifest." in capsys.readouterr().out
     assert build(source, tmp_path / "out", max_skipped=0.1) == manifest, "those of finished shards are not forgotten"
+
+
+def test_the_manifest_is_told_of_by_the_command_alone(tmp_path, capsys):
+    assert write_manifest(tmp_path, "own", {}, [Block("train-00000", "train", [])], 0.0) == "", "a shard is missing"
+    said = write_manifest(tmp_path, "own", {}, [], 0.0)
+    assert said == f"{tmp_path}: 0 samples to train on and 0 to validate with, in 0 shards; 0 skipped."
+    assert capsys.readouterr().out == ""
 
 
 def test_too_many_bad_pictures_fail_the_build(tmp_path):

@@ -104,15 +104,15 @@ def finished(out: Path, block: Block) -> dict[str, Any] | None:
     return summary if summary["bytes"] == size else None
 
 
-def write_manifest(out: Path, dataset: str, settings: dict[str, Any], blocks: list[Block], max_skipped: float) -> bool:
-    """Write the manifest if every shard is finished, whichever rank made it; returns whether they are.
+def write_manifest(out: Path, dataset: str, settings: dict[str, Any], blocks: list[Block], max_skipped: float) -> str:
+    """Write the manifest if every shard is finished, whichever rank made it; returns what to say of it, else "".
 
     Raises:
         ValueError: a larger share of the samples than ``max_skipped`` was skipped.
     """
     summaries = [finished(out, block) for block in blocks]
     if None in summaries:
-        return False
+        return ""
     tasks: Counter[str] = Counter()
     counts = dict.fromkeys(SPLITS, 0)
     shards, skipped = [], []
@@ -131,11 +131,10 @@ def write_manifest(out: Path, dataset: str, settings: dict[str, Any], blocks: li
         "skipped": [{"name": name, "why": why} for name, why in skipped],
     }
     write_json(out / MANIFEST, manifest)
-    print(
+    return (
         f"{out}: {counts['train']} samples to train on and {counts['validation']} to validate with, in {len(shards)} "
         f"shards; {len(skipped)} skipped{', named in its manifest' if skipped else ''}."
     )
-    return True
 
 
 def skipped_of(summary: dict[str, Any]) -> list[tuple[str, str]]:
