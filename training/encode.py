@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,6 +37,7 @@ FORMAT = 1
 INSTRUCTIONS = "instructions.safetensors"
 ROWS = "rows.safetensors"
 LARGEST_TABLES = 20e9  # bytes: the tables of all instructions are made in memory
+THREADS = min(16, 2 + (os.cpu_count() or 1))  # that decode pictures, of each rank
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -182,26 +185,44 @@ class _Decoded(NamedTuple):
     prompt: str
     condition: Tensor
     target: Tensor
+    small: bool
 
 
 def _decoded_samples(encoders: Encoders, shard: Shards, config: EncodeConfig, found: _Found) -> Iterator[_Decoded]:
-    for index in range(len(shard)):
-        files = shard[index]
-        try:
-            sample = Sample.from_members(files)
-            condition, target = sample.pictures()
-        except (KeyError, TypeError, ValueError) as error:
-            found.lose(shard.name(index), str(error))
-            continue
-        found.small += min(target.size) < config.resolution
-        yield _Decoded(
-            key=shard.samples[index][1],
-            # Validation looks at pictures, too; training only at their features.
-            files=files if "validation" in shard.paths[0].name else {"json": files["json"]},
-            prompt=sample.prompt,
-            condition=encoders.image_tower.preprocess(picture_tensor(condition))[0],
-            target=target_pixels(target, config.resolution),
-        )
+    """In the shard's order. Threads decode two batches ahead, so that a card does not wait for pictures."""
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
+    try:
+        indices, waiting = iter(range(len(shard))), deque()
+        while True:
+            for index in islice(indices, 2 * config.batch_size - len(waiting)):
+                waiting.append((index, pool.submit(_decode, encoders, shard, index, config)))
+            if not waiting:
+                return
+            index, future = waiting.popleft()
+            try:
+                decoded = future.result()
+            except (KeyError, TypeError, ValueError) as error:
+                found.lose(shard.name(index), str(error))
+                continue
+            found.small += decoded.small
+            yield decoded
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode(encoders: Encoders, shard: Shards, index: int, config: EncodeConfig) -> _Decoded:
+    files = shard[index]
+    sample = Sample.from_members(files)
+    condition, target = sample.pictures()
+    return _Decoded(
+        key=shard.samples[index][1],
+        # Validation looks at pictures, too; training only at their features.
+        files=files if "validation" in shard.paths[0].name else {"json": files["json"]},
+        prompt=sample.prompt,
+        condition=encoders.image_tower.preprocess(picture_tensor(condition))[0],
+        target=target_pixels(target, config.resolution),
+        small=min(target.size) < config.resolution,
+    )
 
 
 def _encode_batch(encoders: Encoders, batch: list[_Decoded], config: EncodeConfig) -> Iterator[dict[str, Tensor]]:

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import shutil
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from random import Random
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -347,6 +349,31 @@ def test_targets_that_were_enlarged_are_told_once(
         assert len([message for message in caplog.messages if "enlarged" in message]) == told
     assert f"targets of object are smaller than {side} pixels" in caplog.text
     assert f"(4 of the 4 in train-00000.tar): a model learns their blur; build with a --size of {side}" in caplog.text
+
+
+@pytest.mark.usefixtures("small_bank")
+def test_pictures_are_decoded_side_by_side_and_ahead(
+    workshop: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, pictures, encode_batch, decoded, seen = Barrier(2), Sample.pictures, encode._encode_batch, [], []
+
+    def meeting(sample: Sample) -> object:
+        two.wait(timeout=20)  # one alone would end in BrokenBarrierError
+        decoded.append(sample.source_id)
+        return pictures(sample)
+
+    def slow(*arguments: object) -> object:
+        time.sleep(0.5)
+        seen.append(len(decoded))
+        return encode_batch(*arguments)
+
+    monkeypatch.setattr(Sample, "pictures", meeting)
+    monkeypatch.setattr(encode, "_encode_batch", slow)
+    encode.run(settings(workshop, tmp_path / "out", batch_size=1))
+    assert seen[0] >= 2  # the second was decoded before the first was encoded
+    for split in ("train", "validation"):
+        found, expected = (samples_of(folder / TASK.value, split) for folder in (tmp_path / "out", features))
+        assert [files["json"] for files in found] == [files["json"] for files in expected]
 
 
 @pytest.mark.usefixtures("small_bank")
