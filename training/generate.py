@@ -26,19 +26,23 @@ class GlobalProjector(nn.Module):
     """A plain IPAdapter: one global CLIP embedding -> a few tokens, and every layer's keys and values."""
 
     def __init__(self, state: dict[str, Tensor], name: str) -> None:
-        """Raises ValueError where the file is no plain IPAdapter."""
+        """Raises ValueError where the file is no plain IPAdapter, or not a whole one."""
         super().__init__()
         if "image_proj.proj.weight" not in state:
             raise ValueError(
                 f"{name} is no plain IPAdapter; InstantStyle needs one without a resampler, as ip-adapter_sd15."
             )
-        self.width = state["image_proj.norm.weight"].shape[0]
-        out, self.embedding_width = state["image_proj.proj.weight"].shape
-        self.proj, self.norm = nn.Linear(self.embedding_width, out), nn.LayerNorm(self.width)
-        numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith("ip_adapter.")})
-        widths = {n: state[f"ip_adapter.{n}.to_k_ip.weight"].shape[0] for n in numbers}
-        self.ip_adapter = nn.ModuleDict({str(n): ImageKeyValue(self.width, width) for n, width in widths.items()})
-        self.load_state_dict({key.removeprefix("image_proj."): tensor.float() for key, tensor in state.items()})
+        try:
+            self.width = state["image_proj.norm.weight"].shape[0]
+            out, self.embedding_width = state["image_proj.proj.weight"].shape
+            self.proj, self.norm = nn.Linear(self.embedding_width, out), nn.LayerNorm(self.width)
+            numbers = sorted({int(key.split(".")[1]) for key in state if key.startswith("ip_adapter.")})
+            widths = {n: state[f"ip_adapter.{n}.to_k_ip.weight"].shape[0] for n in numbers}
+            self.ip_adapter = nn.ModuleDict({str(n): ImageKeyValue(self.width, width) for n, width in widths.items()})
+            self.load_state_dict({key.removeprefix("image_proj."): tensor.float() for key, tensor in state.items()})
+        except (KeyError, ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"{name} is not a whole plain IPAdapter ({why}); download it again.") from error
         self.layers = list(widths.items())
 
     def forward(self, embedding: Tensor) -> list[tuple[Tensor, Tensor]]:
