@@ -17,6 +17,7 @@ from tqdm import tqdm
 from training.datasets.composition import Composition
 from training.datasets.face import Face
 from training.datasets.ledger import (
+    PICTURES,
     PLAN,
     Block,
     blocks_of,
@@ -24,6 +25,7 @@ from training.datasets.ledger import (
     finish_block,
     finished,
     plan_hash,
+    read_hashes,
     skipped_of,
     write_manifest,
 )
@@ -38,7 +40,7 @@ from training.datasets.style import Style
 from training.datasets.targets import TargetMaker, target_maker
 from training.endpoint import Endpoint
 from training.prompts import describe_picture
-from training.shards import MANIFEST, Tally, write_shard
+from training.shards import MANIFEST, Tally, write_json, write_shard
 
 logger = logging.getLogger("ipadapter_instruct")
 
@@ -95,7 +97,9 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
             build that is resumed, or the disk is full.
     """
     rank, world = ranks()
-    splits = choose(config.source.plan(config.seed), config.validation, config.limit, config.seed)
+    hashes = read_hashes(config.out)
+    before = len(hashes)
+    splits = choose(config.source.plan(config.seed), config.validation, config.limit, config.seed, hashes)
     blocks = list(blocks_of(splits, config.samples_per_shard))
     settings = config.model_dump(mode="json", exclude=FREE_SETTINGS) | {PLAN: plan_hash(splits)}
     if config.prompts == "source":
@@ -104,6 +108,8 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
             _warn_of_bare_styles([item for split in splits.values() for item in split])
     try:
         claim(config.out, settings)
+        if len(hashes) > before:
+            write_json(config.out / PICTURES, hashes)
         # All items count, so that a build ends early only when it is sure to fail.
         tally = Tally(config.max_skipped, seen=sum(len(block.items) for block in blocks))
         _build(config, blocks[rank::world], maker, tally, rank)

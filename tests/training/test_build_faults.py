@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from builds import Turned, build, files_of, journeydb
+from builds import Turned, build, commoncanvas, files_of, journeydb
 from PIL import Image
 from sources import make_commoncanvas
 from training import build as build_module
 from training.build import BuildConfig, run
 from training.datasets.ledger import Block, write_manifest
+from training.datasets.pictures import Place
 from training.shards import Shards, Tally
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +86,7 @@ def test_a_killed_build_goes_on_and_makes_nothing_twice(whole, tmp_path):
     expected = files_of(whole / "out")
     resumed = files_of(tmp_path / "out")
     assert resumed.keys() == expected.keys()
-    same = [name for name in expected if name not in ("manifest.json", "settings.json")]
+    same = [name for name in expected if name not in ("manifest.json", "settings.json", "pictures.json")]
     assert all(resumed[name] == expected[name] for name in same)
     assert resumed["settings.json"].decode() == settings
     targets = {"base": "base", "controlnet": "scribble", "size": 128, "batch_size": 7}
@@ -94,6 +95,29 @@ def test_a_killed_build_goes_on_and_makes_nothing_twice(whole, tmp_path):
         BuildConfig(source=source, out=tmp_path / "out", samples_per_shard=5, size=96), lambda *_: pytest.fail("called")
     )
     assert files_of(tmp_path / "out") == resumed, "nothing is left to do"
+
+
+@pytest.mark.parametrize("make", [commoncanvas, journeydb])
+def test_pictures_are_looked_through_for_twins_once(tmp_path, monkeypatch, make):
+    source = make(tmp_path / "source")
+    for path in (tmp_path / "source").rglob("*.jpg"):
+        os.truncate(path, 30_000)  # of one size, so that only their bytes tell them apart
+    read, real = [], Place.read
+    monkeypatch.setattr(Place, "read", lambda place: read.append(place) or real(place))
+    monkeypatch.setattr(build_module, "_build", lambda *_: None)
+    build(source, tmp_path / "out")
+    count = len(read)
+    assert count == len(set(read)) > 10
+    build(source, tmp_path / "out")
+    assert len(read) == count
+    touched = read[0].path
+    os.utime(touched, ns=(0, 0))
+    build(source, tmp_path / "out")
+    assert {place.path for place in read[count:]} == {touched}, "changed files are read again"
+    count = len(read)
+    (tmp_path / "out" / "pictures.json").write_text("{")
+    build(source, tmp_path / "out")
+    assert len(read) > count
 
 
 def test_two_ranks_make_what_one_makes(whole, tmp_path):

@@ -14,6 +14,7 @@ from training.shards import MANIFEST, Tally, sha256, write_json
 
 SETTINGS = "settings.json"
 BLOCKS = "blocks"  # folder with one JSON file a finished shard
+PICTURES = "pictures.json"  # hashes of the source's pictures, which take long to read
 PLAN = "plan"  # the setting that is a hash of all samples to be made
 
 
@@ -68,6 +69,14 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in settings.items():
         flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
     return flat
+
+
+def read_hashes(out: Path) -> dict[str, str]:
+    """The pictures' hashes that an earlier run has kept; none where the file is missing or damaged."""
+    try:
+        return json.loads((out / PICTURES).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def plan_hash(splits: dict[str, list[Item]]) -> str:

@@ -3,9 +3,11 @@
 import hashlib
 import heapq
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from tqdm import tqdm
 from training.datasets.pictures import Place
@@ -16,11 +18,14 @@ logger = logging.getLogger("ipadapter_instruct")
 SPLITS = ("validation", "train")
 
 
-def choose(items: Iterable[Item], validation: int, limit: int | None, seed: int) -> dict[str, list[Item]]:
+def choose(
+    items: Iterable[Item], validation: int, limit: int | None, seed: int, hashes: dict[str, str] | None = None
+) -> dict[str, list[Item]]:
     """The items of each split, in the source's order, so that files are read one after another.
 
     At most ``limit`` items are taken, at random. No group, and no picture file with the same bytes, is in both splits.
     Exactly ``validation`` items validate, but no more than a tenth of all (at least one, where there are two groups).
+    ``hashes`` holds those of pictures that were read before; new ones are added.
 
     Raises:
         ValueError: there are no items.
@@ -33,7 +38,7 @@ def choose(items: Iterable[Item], validation: int, limit: int | None, seed: int)
         raise ValueError("The source holds no samples; check that its folders and files are the right ones.")
     if not validation:
         return {"validation": [], "train": chosen}
-    chosen = merge_groups(chosen)
+    chosen = merge_groups(chosen, {} if hashes is None else hashes)
     held_out, left_out = _hold_out(chosen, validation, seed)
     return {
         "validation": [item for item in chosen if item.source_id in held_out],
@@ -66,7 +71,7 @@ def _hold_out(items: list[Item], validation: int, seed: int) -> tuple[set[str], 
     return held_out.union(smallest[:cut]), set(smallest[cut:])
 
 
-def merge_groups(items: list[Item]) -> list[Item]:
+def merge_groups(items: list[Item], hashes: dict[str, str]) -> list[Item]:
     """The items, with groups that share a picture file, or files of the same bytes, made one."""
     parents = {item.group: item.group for item in items}
 
@@ -75,7 +80,7 @@ def merge_groups(items: list[Item]) -> list[Item]:
             parents[name] = name = parents[parents[name]]
         return name
 
-    contents = _contents(items)
+    contents = _contents(items, hashes)
     owners: dict[Place | str, str] = {}
     for item in items:
         for place in _places(item):
@@ -88,19 +93,27 @@ def _places(item: Item) -> list[Place]:
     return [item.condition] if item.target is None else [item.condition, item.target]
 
 
-def _contents(items: list[Item]) -> dict[Place, str]:
-    """The hash of each picture; files whose size no other file has are not read, and unreadable ones left out."""
+def _contents(items: list[Item], known: dict[str, str]) -> dict[Place, str]:
+    """The hash of each picture; files whose size no other file has are not read, and unreadable ones left out.
+
+    ``known`` are hashes by place, size and time of the last change; new ones are added.
+    """
+    stats: dict[Path, os.stat_result] = {}
     by_size: dict[int | None, list[Place]] = defaultdict(list)
     for place in dict.fromkeys(place for item in items for place in _places(item)):
         try:
-            by_size[place.path.stat().st_size if place.row is None else None].append(place)
+            if place.path not in stats:
+                stats[place.path] = place.path.stat()
         except OSError:
             continue
+        by_size[stats[place.path].st_size if place.row is None else None].append(place)
     doubtful = [place for size, places in by_size.items() if size is None or len(places) > 1 for place in places]
     hashes = {}
     for place in tqdm(doubtful, desc="looking for pictures that are there twice", unit="picture", disable=None):
+        stat = stats[place.path]
+        key = f"{place.path}|{place.row}|{place.column}|{stat.st_size}|{stat.st_mtime_ns}"
         try:
-            hashes[place] = hashlib.sha256(place.read()).hexdigest()
+            hashes[place] = known[key] = known.get(key) or hashlib.sha256(place.read()).hexdigest()
         except ValueError:  # skipped, and listed, when its turn comes
             continue
     return hashes
