@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -49,18 +50,27 @@ class Setup:
         return load_bytes(self.features.shards[self.features.by_task[task][number]]["safetensors"])
 
 
+class RawAsEncoded(RawSource):
+    """Draws a subject's wordings from those that `encode` took for it."""
+
+    def instruction(self, draw: Draw) -> str:
+        if subject := self.words[draw.sample].get("subject"):
+            some = Random(subject).sample(load_bank()[Task.OBJECT], PHRASES)
+            self.phrases = {**self.phrases, Task.OBJECT: some}
+        return super().instruction(draw)
+
+
 def made(base: Path, clip: Path, data: list[Path], features: Path, phrases: dict[Task, list[str]]) -> Setup:
     encoders = load_encoders(EncoderPaths(base=base, image_encoder=clip))
-    raw = RawSource(data, "train", Tally(0.0), encoders.image_tower.preprocess, 64, phrases)
+    raw = RawAsEncoded(data, "train", Tally(0.0), encoders.image_tower.preprocess, 64, phrases)
     source = FeatureSource(features, "train", Tally(0.0))
     return Setup(source, raw, encoders, load_file(features / encode.INSTRUCTIONS))
 
 
 @pytest.fixture(scope="module")
 def sd15(workshop: Path, features: Path) -> Setup:
-    phrases = {**load_bank(), Task.OBJECT: load_bank()[Task.OBJECT][:PHRASES]}
     folders = [workshop / "data" / task.value for task in TASKS]
-    return made(workshop / "base", workshop / "clip", folders, features, phrases)
+    return made(workshop / "base", workshop / "clip", folders, features, load_bank())
 
 
 @pytest.fixture(scope="module")
