@@ -1,6 +1,8 @@
 """Batches of a run, in an order that depends on the seed alone, from any step on."""
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,12 +86,21 @@ def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory:
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_sigterm_to_the_run,
     )
-    return _unless_lost(iter(batches))  # the processes begin to read at once
+    reading = iter(batches)  # the processes begin to read at once
+    if workers:
+        atexit.register(_end_readers, weakref.ref(reading))
+    return _unless_lost(reading)
 
 
 def _leave_sigterm_to_the_run(_: int) -> None:
     """A queue signals every process of a run: the readers go on, so that the step can be finished and saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_readers(reading: "weakref.ref[Any]") -> None:
+    """Python would end them by the signal that they ignore, and wait for ever."""
+    if (batches := reading()) is not None:
+        batches._shutdown_workers()
 
 
 def _unless_lost(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
