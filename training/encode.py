@@ -285,6 +285,8 @@ def _lengths(path: Path) -> dict[str, int]:
 def _phrases(config: EncodeConfig) -> dict[str, list[str]]:
     """The instructions of each table, ``task`` or ``object/subject``: the fixed one of a task comes first."""
     tasks, subjects = _tasks_and_subjects(config)
+    if not tasks:
+        raise ValueError(f"There are no samples in {', '.join(map(str, config.data))}; build a dataset first.")
     first, bank = fixed(), load_bank()
     phrases = {  # the bank has none for the tasks that the paper does not train
         task.value: [first.get(task, PHRASES[task][0]), *bank.get(task, PHRASES[task])]

@@ -85,9 +85,11 @@ def test_a_task_without_samples_is_refused(workshop: Path, features: Path, tmp_p
 def test_an_empty_dataset_is_told(workshop: Path, features: Path, tmp_path: Path) -> None:
     data = save_shards(tmp_path / "face", Task.FACE, count=0, validation=0)
     values = {"base": workshop / "base", "image_encoder": workshop / "clip", "resolution": 64, "device": "cpu"}
-    encode.run(EncodeConfig(data=[data], out=tmp_path / "features", **values))
+    with pytest.raises(ValueError, match=r"^There are no samples in .*face; build a dataset first\.$"):
+        encode.run(EncodeConfig(data=[data], out=tmp_path / "features", **values))
+    raw = {"features": None, "data": [data], "image_encoder": workshop / "clip", "resolution": 64}
     with pytest.raises(ValueError, match=r"^There are no train samples in .*face; build or encode a dataset first\.$"):
-        train(workshop, tmp_path / "run", features=tmp_path / "features")
+        train(workshop, tmp_path / "run", **raw)
 
 
 @pytest.mark.parametrize(("batch", "micro", "processes"), [(7, 4, 1), (8, 2, 3), (8, 3, 2), (2, 1, 4)])
