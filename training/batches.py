@@ -1,8 +1,6 @@
 """Batches of a run, in an order that depends on the seed alone, from any step on."""
 
-import atexit
-import signal
-import weakref
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,23 +82,14 @@ def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory:
         pin_memory=pin_memory,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_sigterm_to_the_run,
+        worker_init_fn=_out_of_the_group,
     )
-    reading = iter(batches)  # the processes begin to read at once
-    if workers:
-        atexit.register(_end_readers, weakref.ref(reading))
-    return _unless_lost(reading)
+    return _unless_lost(iter(batches))  # the processes begin to read at once
 
 
-def _leave_sigterm_to_the_run(_: int) -> None:
-    """A queue signals every process of a run: the readers go on, so that the step can be finished and saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _end_readers(reading: "weakref.ref[Any]") -> None:
-    """Python would end them by the signal that they ignore, and wait for ever."""
-    if (batches := reading()) is not None:
-        batches._shutdown_workers()
+def _out_of_the_group(_: int) -> None:
+    """A queue signals the run's whole group of processes: the readers go on, so that the run can finish and save."""
+    os.setsid()
 
 
 def _unless_lost(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
