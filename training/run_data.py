@@ -46,15 +46,13 @@ def hold_to_encoders(source: FeatureSource, base: FrozenBase) -> None:
             )
 
 
-def state_widths(source: Source, encoders: Encoders | None, index: int) -> dict[str, int]:
+def state_widths(source: Source, encoders: Encoders | None) -> dict[str, int]:
     """Width of each kind of states: of the picture, the instruction, the prompt, and the UNet's text."""
     if encoders is not None:
         return encoders.widths()
-    from safetensors.torch import load
-
-    features = load(source.shards[index]["safetensors"])
-    states = {"image": features["image"], "text": features["text"], "instruction": source.rows["empty_instruction"]}
-    states["prompt"] = features.get("prompt", features["text"])
+    rows = source.rows
+    states = {"image": rows["zero_image"], "text": rows["empty_text"], "instruction": rows["empty_instruction"]}
+    states["prompt"] = rows.get("empty_prompt", rows["empty_text"])
     return {name: tensor.shape[-1] for name, tensor in states.items()}
 
 

@@ -70,9 +70,11 @@ def run(config: TrainConfig) -> None:
     if accelerator.is_main_process:
         hold_to_settings(config, trainer.identity())
     accelerator.wait_for_everyone()
+    before = signal.getsignal(signal.SIGTERM)
     try:
         trainer.train()
     finally:
+        signal.signal(signal.SIGTERM, before)
         accelerator.end_training()
 
 
@@ -139,11 +141,10 @@ class Trainer:
     def _prepare_models(self) -> TrainedAdapter:
         config, base, device = self.config, self.base, self.accelerator.device
         layers = prepare_unet(base.unet)
-        first = next(index for places in self.source.by_task.values() for index in places)
         adapter = start_adapter(
             config.start,
             config.projector,
-            state_widths(self.source, self.encoders, first),
+            state_widths(self.source, self.encoders),
             layers,
             base.kind,
             instruction_encoder(self.source, self.encoders),

@@ -101,6 +101,12 @@ def test_a_damaged_sample_is_replaced_named_and_counted(
     assert any(not torch.equal(found[key], whole[key]) for key in found)
 
 
+def test_the_first_sample_of_all_may_be_damaged(shop: Path, tmp_path: Path) -> None:
+    for task in TASKS:
+        change(shop, task, 0, with_zeroed_header)
+    train(shop, tmp_path / "run", max_skipped=0.5, steps=2)
+
+
 def test_too_many_damaged_samples_end_the_run(shop: Path, tmp_path: Path) -> None:
     name = change(shop, *often_drawn(), with_zeroed_header)
     with pytest.raises(ValueError, match=rf"^1 of \d\d items could not be used \({name}: its features are damaged"):
