@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +39,7 @@ from training.datasets.style import Style
 from training.datasets.targets import TargetMaker, target_maker
 from training.endpoint import Endpoint
 from training.prompts import describe_picture
-from training.shards import MANIFEST, Tally, write_json, write_shard
+from training.shards import MANIFEST, Tally, ranks, write_json, write_shard
 
 logger = logging.getLogger("ipadapter_instruct")
 
@@ -137,11 +136,6 @@ def _warn_of_bare_styles(items: list[Item]) -> None:
         )
 
 
-def ranks() -> tuple[int, int]:
-    """This process's number and how many there are, as `accelerate launch` and torchrun tell it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def _build(config: BuildConfig, blocks: list[Block], maker: TargetMaker | None, tally: Tally, rank: int) -> None:
     """Make the shards that are not there yet."""
     waiting = []
@@ -171,8 +165,6 @@ def _build_block(
 ) -> None:
     """Write one shard, and beside it what it holds: only then is it finished."""
     path = config.out / f"{block.name}.tar"
-    for left_behind in config.out.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
-        left_behind.unlink(missing_ok=True)
     first_skip = len(tally.skipped)
     tasks: Counter[str] = Counter()
 

@@ -24,6 +24,7 @@ from training.shards import (
     MANIFEST,
     Shards,
     Tally,
+    ranks,
     read_manifest,
     remove_leftovers,
     write_atomically,
@@ -71,7 +72,7 @@ def run(config: EncodeConfig) -> None:
         ValueError: the settings differ from those of features already there, too many samples are damaged, or there are
             too many subjects.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = ranks()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if config.device == "cuda" else config.device
     half = torch.device(device).type == "cuda" and config.precision != "fp32"
     encoders = load_encoders(config)

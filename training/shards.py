@@ -71,6 +71,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def ranks() -> tuple[int, int]:
+    """This process's number and how many there are, as `accelerate launch` and torchrun tell it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def remove_leftovers(path: Path) -> None:
     """Delete what killed runs were writing beside a file that no other process is writing now."""
     for left in path.parent.glob(f".{path.name}.*"):

@@ -6,16 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from ipadapter_instruct_core.adapter import Adapter
-from ipadapter_instruct_core.checkpoint import save
-from ipadapter_instruct_core.config import AdapterConfig, Base
 from ipadapter_instruct_core.tasks import Task
 
 sys.path.append(str(Path(__file__).parent))  # tiny_base.py, shards_of_photographs.py, sources.py
 
 from shards_of_photographs import save_shards  # noqa: E402
-from tiny_base import OPEN_CLIP, WIDTH, save_open_clip, save_sd15  # noqa: E402
+from tiny_base import save_open_clip, save_sd15  # noqa: E402
+from training.debug import save_ip_adapter_plus  # noqa: E402
 
 TASKS = (Task.EVERYTHING, Task.STYLE, Task.OBJECT)
 
@@ -28,8 +25,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_open_clip(folder / "clip")
     for task in TASKS:
         save_shards(folder / "data" / task.value, task)
-    torch.manual_seed(2)
-    save(folder / "start.safetensors", Adapter(small_adapter(folder / "base")))
+    save_ip_adapter_plus(folder / "start.safetensors", folder / "base")
     return folder
 
 
@@ -51,22 +47,3 @@ def encode_settings(workshop: Path) -> dict[str, object]:
         "precision": "fp32",
         "device": "cpu",
     }
-
-
-def small_adapter(base: Path) -> AdapterConfig:
-    """A plain IPAdapter+ in a few thousand weights that fits a tiny base."""
-    from training.base import load_base
-    from training.conditioned_unet import cross_attentions
-
-    return AdapterConfig(
-        image_width=OPEN_CLIP["vision_cfg"]["width"],
-        width=64,
-        heads=1,
-        depth=2,
-        token_count=4,
-        output_width=WIDTH,
-        instruction_width=None,
-        prompt_width=None,
-        layers=tuple(cross_attentions(load_base(base).unet)),
-        base=Base.SD15,
-    )

@@ -13,7 +13,7 @@ import torch
 from ipadapter_instruct_core.config import Base
 from safetensors.torch import load_file, save_file
 from single_file import save_single_file
-from tiny_base import save_sd15, save_sdxl
+from tiny_base import NoAdapter, save_sd15, save_sdxl
 from training.base import FrozenBase, load_base
 from training.trained import losses
 
@@ -128,15 +128,6 @@ class Answering(torch.nn.Module):
     def forward(self, latents: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor]:
         self.latents = latents
         return (self.answer,)
-
-
-class NoAdapter(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, *_: torch.Tensor) -> None:
-        return None
 
 
 @pytest.mark.parametrize("marked_by", ["scheduler", "key"])

@@ -17,7 +17,7 @@ from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from safetensors.torch import load_file
 from shards_of_photographs import save_shards
-from tiny_base import OPEN_CLIP, POOLED, WIDTH, WIDTH_2, save_open_clip, save_sd15, save_sdxl
+from tiny_base import OPEN_CLIP, POOLED, WIDTH, WIDTH_2, NoAdapter, save_open_clip, save_sd15, save_sdxl
 from training.base import load_base
 from training.batches import collate
 from training.conditioned_unet import cross_attentions, prepare_unet
@@ -185,17 +185,6 @@ def test_the_loss_is_diffusers_own(sources: tuple[FeatureSource, RawSource, Enco
         for name in ("pooled", "time_ids"):
             other = losses(prepared, NoAdapter(), base.schedule, {**batch, name: batch[name] * 0}, torch.float32)
             assert (other - expected).abs().min() > 1e-5, f"{name} is not read"
-
-
-class NoAdapter(torch.nn.Module):
-    """Gives no keys and values: the bare base."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, *_: torch.Tensor) -> None:
-        return None
 
 
 def test_pictures_are_sampled_as_by_diffusers(studio: Path) -> None:

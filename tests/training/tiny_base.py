@@ -8,7 +8,7 @@ import torch
 from training.base import clip_tokenizer
 from training.debug import OPEN_CLIP, WIDTH, autoencoder, save_open_clip, save_sd15, text_encoder, unet_settings
 
-__all__ = ["OPEN_CLIP", "WIDTH", "save_open_clip", "save_sd15", "save_sdxl"]
+__all__ = ["NoAdapter", "OPEN_CLIP", "WIDTH", "save_open_clip", "save_sd15", "save_sdxl"]
 WIDTH_2, POOLED = 48, 40  # of SDXL's second encoder
 
 
@@ -39,3 +39,14 @@ def save_sdxl(folder: Path, seed: int = 0) -> Path:
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+class NoAdapter(torch.nn.Module):
+    """Gives no keys and values: the bare base."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, *_: torch.Tensor) -> None:
+        return None
