@@ -1,4 +1,4 @@
-"""Key and shape table of a released-layout IPAdapter-Instruct adapter for SD1.5, as {key: shape}."""
+"""Key and shape table of a released-layout adapter for SD1.5, with instructions or without, as {key: shape}."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ DEPTH = 4
 HEAD = 64
 
 
-def projector_shapes(width: int, prompt_layers: bool = True) -> Shapes:
-    """The projector; `prompt_layers=False` gives the paper's, which does not read the prompt."""
-    sources = {"proj_in": IMAGE, "proj_new_input": TEXT, **({"proj_prompt_input": TEXT} if prompt_layers else {})}
+def projector_shapes(
+    width: int, prompt_layers: bool = True, image: int = IMAGE, instruction: int | None = TEXT
+) -> Shapes:
+    """The projector.
+
+    Args:
+        prompt_layers: False gives the paper's, which does not read the prompt.
+        image, instruction: widths of what it reads; None gives IPAdapter+, which reads no instruction.
+    """
+    read = {"proj_in": image, "proj_new_input": instruction, "proj_prompt_input": TEXT if prompt_layers else None}
+    sources = {name: inner for name, inner in read.items() if inner}
     shapes: Shapes = {"latents": (1, TOKENS, width)}
     for name, inner in sources.items():
         shapes |= {f"{name}.weight": (width, inner), f"{name}.bias": (width,)}
     shapes |= {"proj_out.weight": (TEXT, width), "proj_out.bias": (TEXT,)}
     shapes |= {"norm_out.weight": (TEXT,), "norm_out.bias": (TEXT,)}
-    stacks = {"layers": 4, "new_input_layers": 2, **({"prompt_layers": 2} if prompt_layers else {})}
+    stacks = {"layers": 4, **({"new_input_layers": 2} if instruction else {})}
+    stacks |= {"prompt_layers": 2} if prompt_layers else {}
     for stack, multiple in stacks.items():
         for index in range(DEPTH):
             shapes |= _layer_shapes(f"{stack}.{index}", width, multiple * width)

@@ -7,6 +7,7 @@ adapter and the controls, so that samples stay finite and in range at any number
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .tiny_shapes import (
     clip_text_shapes,
     clip_vision_shapes,
     controlnet_shapes,
+    open_clip_shapes,
     taesd_shapes,
     unet_shapes,
 )
@@ -36,6 +38,9 @@ TINY_NAMES = {
     "control_v11p_sd15_openpose_fp16.safetensors": "tiny-openpose.pth",
     "pixel_art_style_sd15.safetensors": "pixel_art_style_sd15.safetensors",
     "ip-adapter-instruct-sd15.bin": "ip-adapter-instruct-sd15.bin",
+    "my_adapter.safetensors": "tiny-own.bin",
+    "ip-adapter-plus_sd15.safetensors": "tiny-plus.bin",
+    "open_clip_model.safetensors": "tiny-open-clip.bin",
 }
 # Quicker ones for tests: a UNet of one level with three cross-attentions, and adapters that fit it.
 MIN_CHECKPOINT = "tiny-sd15-min.ckpt"
@@ -43,6 +48,7 @@ MIN_ADAPTER = "tiny-instruct-min.bin"
 MIN_PAPER_ADAPTER = "tiny-instruct-paper-min.bin"
 
 ADAPTER_WIDTH = 768
+OPEN_CLIP_WIDTH, OPEN_CLIP_LAYERS, OPEN_CLIP_SIZE, OPEN_CLIP_PATCH = 64, 2, 224, 28
 # Both checkpoints have the same autoencoder and text encoder, as real ones do. Of random decoders many are saturated
 # by their own activations' mean; this one spreads around mid-grey.
 VAE_SEED, CLIP_SEED = 1002, 2002
@@ -63,6 +69,10 @@ def make_tiny_models(models: Path) -> Path:
     _save(adapters / TINY_NAMES["ip-adapter-instruct-sd15.bin"], adapter(FULL_UNET, seed=6))
     _save(adapters / MIN_ADAPTER, adapter(MIN_UNET, seed=7))
     _save(adapters / MIN_PAPER_ADAPTER, adapter(MIN_UNET, seed=8, prompt_layers=False))
+    own = {"prompt_layers": False, "image": OPEN_CLIP_WIDTH}
+    for seed, name, width in ((10, "my_adapter", OPEN_CLIP_WIDTH), (11, "ip-adapter-plus_sd15", None)):
+        _save(adapters / TINY_NAMES[f"{name}.safetensors"], adapter(FULL_UNET, seed, **own, instruction=width))
+    _save_open_clip(models / "clip_vision" / TINY_NAMES["open_clip_model.safetensors"], seed=12)
     (models / "loras").mkdir(parents=True, exist_ok=True)
     save_file(lora(seed=9), models / "loras" / TINY_NAMES["pixel_art_style_sd15.safetensors"])
     return models
@@ -118,10 +128,10 @@ def _add_identity_path(unet: dict[str, torch.Tensor], seed: int) -> None:
     unet[skip_key] = torch.as_strided(skip, (CHANNELS, 2 * CHANNELS, 1, 1), (1, 1, 1, 1))
 
 
-def adapter(layout: UNetLayout, seed: int, prompt_layers: bool = True) -> dict[str, dict[str, torch.Tensor]]:
-    """A released-layout adapter for a UNet: {"image_proj": …, "ip_adapter": …}."""
+def adapter(layout: UNetLayout, seed: int, **reads: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """A released-layout adapter for a UNet: {"image_proj": …, "ip_adapter": …}; ``reads`` as `projector_shapes`."""
     return {
-        "image_proj": strided_weights(projector_shapes(ADAPTER_WIDTH, prompt_layers), adapter_gain, seed),
+        "image_proj": strided_weights(projector_shapes(ADAPTER_WIDTH, **reads), adapter_gain, seed),
         "ip_adapter": strided_weights(key_value_shapes(layout), adapter_gain, seed + 1000),
     }
 
@@ -168,6 +178,17 @@ def adapter_gain(key: str) -> float:
     if key.endswith("to_out.weight"):
         return 6.0 if key.startswith("layers.") else 2.0
     return 1.0
+
+
+def _save_open_clip(path: Path, seed: int) -> None:
+    """An OpenCLIP model, and its configuration beside it."""
+    shapes = open_clip_shapes(OPEN_CLIP_WIDTH, OPEN_CLIP_LAYERS, OPEN_CLIP_SIZE, OPEN_CLIP_PATCH)
+    _save(path, {**strided_weights(shapes, clip_gain, seed), "logit_scale": torch.tensor(0.0)})
+    tower = {"width": OPEN_CLIP_WIDTH, "layers": OPEN_CLIP_LAYERS}
+    vision = {**tower, "image_size": OPEN_CLIP_SIZE, "patch_size": OPEN_CLIP_PATCH, "head_width": 32}
+    text = {**tower, "context_length": 77, "vocab_size": 49408, "heads": 2}
+    config = {"embed_dim": OPEN_CLIP_WIDTH, "vision_cfg": vision, "text_cfg": text}
+    path.with_suffix(".json").write_text(json.dumps({"model_cfg": config}))
 
 
 def _save(path: Path, weights: dict) -> None:

@@ -163,6 +163,33 @@ def clip_vision_shapes(width: int = 1280, layers: int = 32, projection: int = 10
     return {**shapes, **_linear("visual_projection", projection, width, bias=False)}
 
 
+def open_clip_shapes(width: int, layers: int, size: int, patch: int) -> Shapes:
+    """OpenCLIP's own layout of both towers, each so many ``layers`` of ``width``, without its one scalar."""
+    patches = (size // patch) ** 2
+    shapes: Shapes = {
+        "token_embedding.weight": (49408, width),
+        "positional_embedding": (77, width),
+        "text_projection": (width, width),
+        "visual.class_embedding": (width,),
+        "visual.positional_embedding": (patches + 1, width),
+        "visual.proj": (width, width),
+        **_conv("visual.conv1", width, 3, patch, bias=False),
+    }
+    for norm in ("visual.ln_pre", "visual.ln_post", "ln_final"):
+        shapes |= _norm(norm, width)
+    for tower in ("visual.transformer", "transformer"):
+        for index in range(layers):
+            name = f"{tower}.resblocks.{index}"
+            shapes |= {**_norm(f"{name}.ln_1", width), **_norm(f"{name}.ln_2", width)}
+            shapes |= {f"{name}.attn.in_proj_weight": (3 * width, width), f"{name}.attn.in_proj_bias": (3 * width,)}
+            shapes |= _linear(f"{name}.attn.out_proj", width, width)
+            shapes |= {
+                **_linear(f"{name}.mlp.c_fc", 4 * width, width),
+                **_linear(f"{name}.mlp.c_proj", width, 4 * width),
+            }
+    return shapes
+
+
 def taesd_shapes() -> Shapes:
     """A TAESD autoencoder, without its two scalars: convolutions of 64 channels, three halvings."""
     # Positions of the residual blocks and of the strided or upsampled convolutions in the two nn.Sequential.

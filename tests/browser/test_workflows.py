@@ -16,7 +16,8 @@ from tools.comfy_page import ComfyPage
 from tools.comfy_server import ComfyServer
 from tools.tiny_models import with_tiny_names
 from tools.workflow_canvas import OUR_ID
-from tools.workflows import ADAPTER, CHECKPOINT, FIVE_TASKS, GRAPHS, INPUTS, SCRIBBLE_NET, VISION, WORKFLOWS, build
+from tools.workflow_files import ADAPTER, CHECKPOINT, SCRIBBLE_NET, VISION
+from tools.workflows import FIVE_TASKS, GRAPHS, INPUTS, WORKFLOWS, build
 
 ROOT = WORKFLOWS.parent
 FILES = sorted(WORKFLOWS.glob("*.json"))
@@ -33,7 +34,11 @@ SWITCHES = {
     "style_with_scribble_controlnet": ("ControlNetApplyAdvanced", "strength"),
     "face_with_pose_controlnet": ("ControlNetApplyAdvanced", "strength"),
     "style_with_lora": ("LoraLoader", "strength_model"),
+    "own_adapter_style_with_scribble_controlnet": ("IPAdapterInstructApply", "weight"),
+    "own_adapter_composition_with_lora": ("LoraLoader", "strength_model"),
 }
+# Beside the one picture that the others make; an adapter of one's own is shown beside the plain one.
+SEVERAL = {"one_picture_five_instructions": len(FIVE_TASKS), "own_adapter_five_instructions": len(FIVE_TASKS) + 1}
 
 each_workflow = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
@@ -150,7 +155,7 @@ def overlap(a: list[float], b: list[float]) -> bool:
 def test_it_makes_its_pictures(page: ComfyPage, file: Path) -> None:
     open_small(page, file)
     pictures = page.run(PATIENCE_S)
-    assert len(pictures) == (len(FIVE_TASKS) if file.stem == "one_picture_five_instructions" else 1)
+    assert len(pictures) == SEVERAL.get(file.stem, 1)
     assert all(pixels_are_sound(picture) for picture in pictures)
     for first, second in itertools.combinations(pictures, 2):
         assert np.abs(first - second).mean() > CLEARLY, "two instructions made the same picture"

@@ -1,0 +1,238 @@
+"""What the shipped workflows are put together from: loaders, prompts, the adapter, sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .hint_pictures import SCRIBBLE
+from .workflow_canvas import PICTURE_HEIGHT, Canvas, Output
+from .workflow_files import (
+    ADAPTER,
+    ADAPTERS_HUB,
+    CHECKPOINT,
+    CHECKPOINT_HUB,
+    CONTROL_HUB,
+    FILES,
+    LORA,
+    LORA_FILES,
+    OPEN_CLIP,
+    OPEN_CLIP_HUB,
+    OWN_ADAPTER,
+    OWN_FILES,
+    PICTURES,
+    VISION,
+    on_hub,
+)
+
+REFERENCE = "astronaut.png"
+SIZE, STEPS, CFG = 512, 25, 5.0  # cfg: the text scale of the released weights' reference settings
+NEGATIVE = "blurry, low quality, deformed, watermark"
+READING_WIDTH, LOADER_WIDTH, TEXT_WIDTH, NODE_WIDTH, RESULT = 420, 400, 340, 320, 440
+
+
+class Models(NamedTuple):
+    """``reader`` reads the instruction, ``vision`` the picture."""
+
+    model: Output
+    clip: Output
+    vae: Output
+    adapter: Output
+    reader: Output
+    vision: Output
+
+
+class Adapter(NamedTuple):
+    """An adapter with all that it needs: the note on its files, and what loads them."""
+
+    files: str
+    load: Callable[[Canvas], Models]
+
+
+class Texts(NamedTuple):
+    """Both prompts, as the words that Encode Instruction reads and as the conditioning that the sampler reads."""
+
+    prompt: Output
+    negative_prompt: Output
+    positive: Output
+    negative: Output
+
+
+def load_released(canvas: Canvas) -> Models:
+    model, clip, vae = load_checkpoint(canvas)
+    adapter = canvas.node("IPAdapterInstructModelLoader", adapter_name=ADAPTER)
+    encoder = on_hub(VISION, "clip_vision", ADAPTERS_HUB, "models/image_encoder/model.safetensors")
+    vision = canvas.node("CLIPVisionLoader", models=encoder, clip_name=VISION)
+    return Models(model, clip, vae, adapter.only, clip, vision.only)
+
+
+def load_own(canvas: Canvas) -> Models:
+    """One OpenCLIP model reads both the picture and the instruction."""
+    model, clip, vae = load_checkpoint(canvas)
+    adapter = canvas.node("IPAdapterInstructModelLoader", adapter_name=OWN_ADAPTER)
+    encoder = on_hub(OPEN_CLIP, "clip_vision", OPEN_CLIP_HUB)
+    open_clip = canvas.node("IPAdapterInstructOpenCLIPLoader", models=encoder, model_name=OPEN_CLIP)
+    return Models(model, clip, vae, adapter.only, open_clip.only, open_clip.only)
+
+
+def load_checkpoint(canvas: Canvas) -> tuple[Output, Output, Output]:
+    checkpoint = canvas.node(
+        "CheckpointLoaderSimple", models=on_hub(CHECKPOINT, "checkpoints", CHECKPOINT_HUB), ckpt_name=CHECKPOINT
+    )
+    return checkpoint["MODEL"], checkpoint["CLIP"], checkpoint["VAE"]
+
+
+RELEASED, OWN = Adapter(FILES, load_released), Adapter(OWN_FILES, load_own)
+
+
+def one_task(canvas: Canvas, about: str, task: str, prompt: str, subject: str = "") -> None:
+    """The plain graph of one task."""
+    notes(canvas, about, FILES + PICTURES)
+    with canvas.column("Models", "models", LOADER_WIDTH):
+        models = load_released(canvas)
+    image = reference_picture(canvas)
+    texts = write_prompts(canvas, models.clip, prompt)
+    adapted = take_from_picture(canvas, models, texts, image, task, subject)
+    make_picture(canvas, models, adapted, texts.positive, texts.negative, task)
+
+
+def with_controlnet(
+    canvas: Canvas, about: str, files: str, task: str, prompt: str, net: str, hint: str, adapter: Adapter = RELEASED
+) -> None:
+    """The graph of one task with a ControlNet on its prompts; ``files`` is the note on the ControlNet's."""
+    notes(canvas, about, adapter.files + files + PICTURES)
+    with canvas.column("Models", "models", LOADER_WIDTH):
+        models = adapter.load(canvas)
+        loaded_net = canvas.node(
+            "ControlNetLoader", models=on_hub(net, "controlnet", CONTROL_HUB), control_net_name=net
+        )
+    image = reference_picture(canvas)
+    texts = write_prompts(canvas, models.clip, prompt)
+    adapted = take_from_picture(canvas, models, texts, image, task)
+    with canvas.column("What to hold on to", "control", NODE_WIDTH):
+        picture = load_picture(canvas, "Drawing" if hint == SCRIBBLE else "Pose", hint)
+        if hint == SCRIBBLE:
+            picture = canvas.node("ImageInvert", image=picture).only
+        controlled = canvas.node(
+            "ControlNetApplyAdvanced",
+            positive=texts.positive,
+            negative=texts.negative,
+            control_net=loaded_net.only,
+            image=picture,
+            strength=0.8,
+        )
+    prefix = f"{task}_with_controlnet"
+    make_picture(canvas, models, adapted, controlled["positive"], controlled["negative"], prefix)
+
+
+def with_lora(canvas: Canvas, about: str, task: str, prompt: str, adapter: Adapter = RELEASED) -> None:
+    """The graph of one task with a LoRA before the adapter."""
+    notes(canvas, about, adapter.files + LORA_FILES + PICTURES)
+    with canvas.column("Models", "models", LOADER_WIDTH):
+        models = adapter.load(canvas)
+    image = reference_picture(canvas)
+    with canvas.column("LoRA", "control", TEXT_WIDTH):
+        lora = canvas.node(
+            "LoraLoader", model=models.model, clip=models.clip, lora_name=LORA, strength_model=0.8, strength_clip=0.8
+        )
+    texts = write_prompts(canvas, lora["CLIP"], prompt, below=True)
+    models = models._replace(model=lora["MODEL"])
+    adapted = take_from_picture(canvas, models, texts, image, task)
+    make_picture(canvas, models, adapted, texts.positive, texts.negative, f"{task}_with_lora")
+
+
+def notes(canvas: Canvas, about: str, files: str) -> None:
+    with canvas.column("Read me", "text", READING_WIDTH):
+        canvas.note("What this does", about)
+        canvas.note("Files", files)
+
+
+def write_prompts(canvas: Canvas, clip: Output, prompt: str, below: bool = False) -> Texts:
+    with canvas.column("Prompts, typed once", "text", TEXT_WIDTH, below):
+        return place_prompts(canvas, clip, prompt)
+
+
+def place_prompts(canvas: Canvas, clip: Output, prompt: str) -> Texts:
+    """Each prompt is one text for both of its readers: the text encoder and Encode Instruction."""
+    words = canvas.node("PrimitiveStringMultiline", title="Prompt", tall=120, value=prompt).only
+    unwanted = canvas.node("PrimitiveStringMultiline", title="Negative prompt", tall=120, value=NEGATIVE).only
+    positive = canvas.node("CLIPTextEncode", title="Encode prompt", collapsed=True, clip=clip, text=words)
+    negative = canvas.node("CLIPTextEncode", title="Encode negative", collapsed=True, clip=clip, text=unwanted)
+    return Texts(words, unwanted, positive.only, negative.only)
+
+
+def load_picture(canvas: Canvas, title: str, name: str) -> Output:
+    return canvas.node("LoadImage", title=title, tall=PICTURE_HEIGHT, image=name)["IMAGE"]
+
+
+def reference_picture(canvas: Canvas) -> Output:
+    with canvas.column("Reference picture", "adapter", LOADER_WIDTH, below=True):
+        return load_picture(canvas, "Reference picture", REFERENCE)
+
+
+def take_from_picture(
+    canvas: Canvas, models: Models, texts: Texts, image: Output, task: str, subject: str = ""
+) -> Output:
+    """What to take from the reference picture; returns the MODEL that follows it."""
+    with canvas.column("What to take from it", "adapter", NODE_WIDTH):
+        return apply_instruction(canvas, models, texts, task, subject, image)
+
+
+def apply_instruction(
+    canvas: Canvas, models: Models, texts: Texts, task: str, subject: str, image: Output, wide: int = 0
+) -> Output:
+    instruction = canvas.node(
+        "IPAdapterInstructEncode",
+        wide=wide,
+        adapter=models.adapter,
+        clip=models.reader,
+        task=task,
+        subject=subject,
+        prompt=texts.prompt,
+        negative_prompt=texts.negative_prompt,
+    )
+    applied = canvas.node(
+        "IPAdapterInstructApply",
+        wide=wide,
+        model=models.model,
+        adapter=models.adapter,
+        instruction=instruction.only,
+        clip_vision=models.vision,
+        image=image,
+    )
+    return applied.only
+
+
+def make_picture(
+    canvas: Canvas, models: Models, model: Output, positive: Output, negative: Output, prefix: str
+) -> None:
+    with canvas.column("Sampling", "picture", NODE_WIDTH):
+        latent = canvas.node("EmptyLatentImage", width=SIZE, height=SIZE).only
+        sampled = sample(canvas, model, positive, negative, latent, after="randomize")
+        decoded = canvas.node("VAEDecode", samples=sampled, vae=models.vae)
+    with canvas.column("Result", "picture", RESULT):
+        save(canvas, decoded.only, prefix, tall=RESULT)
+
+
+def sample(
+    canvas: Canvas, model: Output, positive: Output, negative: Output, latent: Output, after: str, wide: int = 0
+) -> Output:
+    """The host's own sampler; ``after`` says what becomes of the seed once a picture is made."""
+    return canvas.node(
+        "KSampler",
+        wide=wide,
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        seed=1,
+        control_after_generate=after,
+        steps=STEPS,
+        cfg=CFG,
+        sampler_name="dpmpp_2m",
+        scheduler="karras",
+    ).only
+
+
+def save(canvas: Canvas, images: Output, prefix: str, wide: int = 0, tall: int = PICTURE_HEIGHT) -> None:
+    canvas.node("SaveImage", wide=wide, tall=tall, images=images, filename_prefix=prefix)
