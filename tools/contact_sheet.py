@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-CELL, LABEL, CAPTION, LINE = 264, 20, 14, 19  # sides, font sizes and caption line height, in pixels
+CELL, LABEL, CAPTION, LINE = 256, 20, 14, 19  # sides, font sizes and caption line height, in pixels
 GAP, MARGIN, TITLE, SUBTITLE, FOOT = 22, 40, 34, 16, 16
 LABEL_HEIGHT, CAPTION_LINES = 32, 2
 PAPER, INK, GREY, FRAME = "#ffffff", "#16181d", "#646b78", "#d5d9e0"

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from .graphs import Graph, node
+from .install import ROOT
 
 Json = dict[str, Any]
+WORKFLOWS = ROOT / "workflows"
 OURS = "IPAdapterInstruct"
 NOT_RUN = {"MarkdownNote", "Note", "PrimitiveNode", "Reroute"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A graph to run, and the name of its picture."""
+
+    name: str
+    graph: Graph
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is run on which weights, and how it is shown.
+
+    Attributes:
+        about: of the weights, for the person who is waiting.
+        models: a ComfyUI `models` folder.
+        workflows: the shipped files that are run, by their stem.
+        inputs: pictures that these load.
+        planned: workflows as graphs -> the pictures to make.
+        sheet: pictures and graphs by the picture's name -> the contact sheet.
+    """
+
+    about: str
+    models: Path
+    workflows: tuple[str, ...]
+    inputs: list[Path]
+    planned: Callable[[dict[str, Graph]], list[Picture]]
+    sheet: Callable[[dict[str, Image.Image], dict[str, Graph]], Image.Image]
+
+
+def read_workflow(name: str) -> Json:
+    """A shipped workflow file, by its stem."""
+    return json.loads((WORKFLOWS / f"{name}.json").read_text())
 
 
 def api_graph(workflow: Json, schemas: Json) -> Graph:
@@ -53,6 +94,24 @@ def with_inputs(graph: Graph, changes: dict[str, Json]) -> Graph:
     }
 
 
+def renamed(graph: Any, names: dict[str, str]) -> Any:
+    """A copy of a workflow or graph with file names, or other whole texts, replaced."""
+    if isinstance(graph, dict):
+        return {key: renamed(value, names) for key, value in graph.items()}
+    if isinstance(graph, list):
+        return [renamed(value, names) for value in graph]
+    return names.get(graph, graph) if isinstance(graph, str) else graph
+
+
+def saving(graph: Graph, prefix: str) -> Graph:
+    """The graph of several pictures that makes only the one which it saves under a prefix."""
+    return {
+        name: entry
+        for name, entry in graph.items()
+        if entry["class_type"] != "SaveImage" or entry["inputs"]["filename_prefix"] == prefix
+    }
+
+
 def without_adapter(graph: Graph) -> Graph:
     """The same graph without our nodes: what read an adapted MODEL reads the one before it."""
     before = {name: entry["inputs"]["model"] for name, entry in graph.items() if entry["class_type"] == f"{OURS}Apply"}
@@ -70,8 +129,8 @@ def without_adapter(graph: Graph) -> Graph:
 
 
 def text_of(graph: Graph) -> str:
-    """The prompt: the text that the sampler's positive input comes from."""
-    (sampler,) = (entry for entry in graph.values() if entry["class_type"] == "KSampler")
+    """The prompt: the text that the samplers' positive input comes from."""
+    sampler, *_ = (entry for entry in graph.values() if entry["class_type"] == "KSampler")
     value: Any = sampler["inputs"]["positive"]
     for name in ("positive", "text", "value"):
         while isinstance(value, list) and name in graph[value[0]]["inputs"]:

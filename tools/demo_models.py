@@ -1,4 +1,4 @@
-"""The weights that the demo runs on: those of a person's ComfyUI, or tiny random ones under other names."""
+"""The weights of a person's ComfyUI that the demo runs on, under whatever names they have there."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .tiny_models import TINY_NAMES
-
 # Loader → its folder of a ComfyUI `models` folder; each has the file's name as its first widget.
 LOADERS = {
     "CheckpointLoaderSimple": "checkpoints",
     "IPAdapterInstructModelLoader": "ipadapter_instruct",
     "CLIPVisionLoader": "clip_vision",
+    "IPAdapterInstructOpenCLIPLoader": "clip_vision",
     "ControlNetLoader": "controlnet",
     "LoraLoader": "loras",
 }
@@ -52,19 +51,6 @@ def real_names(models: Path, needed: dict[str, str]) -> dict[str, str]:
     if missing:
         raise ValueError(f"Files are missing in {models}: put {_listed(missing)} (README.md says where to get them).")
     return {name: file for name, file in found.items() if file is not None}
-
-
-def renamed(graph: Any, names: dict[str, str]) -> Any:
-    """A copy of a workflow or graph with file names replaced."""
-    if isinstance(graph, dict):
-        return {key: renamed(value, names) for key, value in graph.items()}
-    if isinstance(graph, list):
-        return [renamed(value, names) for value in graph]
-    return names.get(graph, graph) if isinstance(graph, str) else graph
-
-
-def tiny_names(needed: dict[str, str]) -> dict[str, str]:
-    return {name: TINY_NAMES[name] for name in needed}
 
 
 def _find(folder: Path, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The demo without a server: its graphs, its sheet, and its sentences about files that are not there."""
+"""The demo on released weights without a server: graphs, sheet, and sentences about files that are not there."""
 
 from __future__ import annotations
 
@@ -14,14 +14,25 @@ from PIL import Image
 from safetensors.torch import save_file
 from tools import contact_sheet as layout
 from tools.contact_sheet import Cell, Row, contact_sheet
-from tools.demo import COMBINED, INPUTS, TASKS, Picture, plain_cell, planned, sheet, shipped_workflows, task_label
-from tools.demo_graphs import api_graph, text_of, with_inputs, without_adapter
-from tools.demo_models import CONTEXT_KEY, LATENT_KEY, needed_files, real_names, renamed
+from tools.demo_graphs import (
+    Picture,
+    api_graph,
+    read_workflow,
+    renamed,
+    saving,
+    text_of,
+    with_inputs,
+    without_adapter,
+)
+from tools.demo_models import CONTEXT_KEY, LATENT_KEY, needed_files, real_names
+from tools.demo_released import COMBINED, TASKS, plain_cell, planned, sheet, task_label
 from tools.graphs import Graph, node, text_to_image
+from tools.hint_pictures import INPUTS
 from tools.tiny_models import TINY_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 RED, BLUE = (200, 30, 40), (20, 60, 210)
+NEEDED = needed_files(map(read_workflow, (*TASKS, *COMBINED)))
 
 
 def plain(colour: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -101,6 +112,13 @@ def test_the_prompt_is_found_and_inputs_are_replaced_on_a_copy() -> None:
     assert renamed(graph, {"real.safetensors": "x.ckpt"})["checkpoint"]["inputs"]["ckpt_name"] == "x.ckpt"
 
 
+def test_of_several_pictures_only_the_wanted_one_is_saved() -> None:
+    graph = text_to_image("real.safetensors")
+    (kept,) = (entry for entry in graph.values() if entry["class_type"] == "SaveImage")
+    several = {**graph, "other": node("SaveImage", images=["decode", 0], filename_prefix="other")}
+    assert saving(several, kept["inputs"]["filename_prefix"]) == graph
+
+
 def test_the_page_s_companions_of_a_seed_are_no_inputs() -> None:
     schemas = {
         "KSampler": {
@@ -147,7 +165,8 @@ def test_labels_say_what_is_taken_and_how_far_the_plain_picture_is() -> None:
 
 
 def test_the_shipped_workflows_need_the_files_that_have_tiny_stand_ins() -> None:
-    assert set(needed_files(shipped_workflows().values())) == set(TINY_NAMES)
+    workflows = [path.stem for path in (ROOT / "workflows").glob("*.json")]
+    assert set(needed_files(map(read_workflow, workflows))) == set(TINY_NAMES)
     assert all((INPUTS / name).is_file() for name in ("astronaut.png", "cottage_scribble.png", "waving_pose.png"))
 
 
@@ -159,7 +178,6 @@ def fill(models: Path, files: list[str]) -> Path:
 
 
 def test_real_files_are_found_under_the_names_that_people_have(tmp_path: Path) -> None:
-    needed = needed_files(shipped_workflows().values())
     files = [
         "checkpoints/anything.safetensors",
         "ipadapter_instruct/SD15/ip-adapter-instruct-sd15.safetensors",
@@ -174,7 +192,7 @@ def test_real_files_are_found_under_the_names_that_people_have(tmp_path: Path) -
     for name, width in (("a_sdxl", 2048), ("b_sd15", 768)):
         key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
         save_file({key: torch.zeros(4, width)}, models / "loras" / f"{name}.safetensors")
-    assert real_names(models, needed) == {
+    assert real_names(models, NEEDED) == {
         "v1-5-pruned-emaonly-fp16.safetensors": "mine.safetensors",
         "ip-adapter-instruct-sd15.bin": os.path.join("SD15", "ip-adapter-instruct-sd15.safetensors"),
         "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors": "CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
@@ -185,10 +203,9 @@ def test_real_files_are_found_under_the_names_that_people_have(tmp_path: Path) -
 
 
 def test_missing_files_are_named_with_their_places_in_one_sentence(tmp_path: Path) -> None:
-    needed = needed_files(shipped_workflows().values())
-    names = [f"{folder}/{name}" for name, folder in needed.items() if folder not in ("loras", "ipadapter_instruct")]
+    names = [f"{folder}/{name}" for name, folder in NEEDED.items() if folder not in ("loras", "ipadapter_instruct")]
     with pytest.raises(ValueError) as error:
-        real_names(fill(tmp_path, names), needed)
+        real_names(fill(tmp_path, names), NEEDED)
     assert str(error.value) == (
         f"Files are missing in {tmp_path}: put ip-adapter-instruct-sd15.bin into ipadapter_instruct and "
         "any SD1.5 LoRA (.safetensors) into loras (README.md says where to get them)."
