@@ -33,17 +33,17 @@ FILE_NAMES = {
     SCRIBBLE_NET: "miniature-scribble.safetensors",
     LORA: "miniature-woodcut.safetensors",
 }
-# ... the size and the steps, and for each row the pictures and the words (see `fitted`).
-SETTINGS = {"EmptyLatentImage": {"width": 64, "height": 64}, "KSampler": {"steps": 15}}
+# ... the size, and for each row the pictures and the words (see `fitted`).
+SETTINGS = {"EmptyLatentImage": {"width": 64, "height": 64}}
 
 TITLE = "IPAdapter-Instruct: one picture a row, one instruction a column"
 WORLD = (
-    "A small drawn world of 64 x 64 pixels, and small models that this project's own training code taught it. No "
-    "picture's combination was seen in training."
+    "A small drawn world of 64 x 64 pixels, and small models that this project's own training code taught it. The "
+    "pictures at the left combine what training never showed together."
 )
 DIFFERENCES = (
-    "Run in ComfyUI by make demo, from the shipped workflows own_adapter_*. All that differs: the names of files, the "
-    f"pictures and words, 64 x 64 pixels, {SETTINGS['KSampler']['steps']} steps."
+    "The shipped workflows own_adapter_*, run in ComfyUI by make demo. All that differs: the names of the files, the "
+    "size, the pictures, the words."
 )
 
 
@@ -134,7 +134,7 @@ def planned(graphs: dict[str, Graph]) -> list[Picture]:
 
 
 def fitted(graph: Graph, condition: Condition, prompt: str = "") -> Graph:
-    """A shipped graph with the miniature's files, settings and words. It knows no word of the negative prompt."""
+    """A shipped graph with the miniature's files, size, pictures and words. It knows no word of the negative prompt."""
     texts = {REFERENCE: f"{condition.name}.png", FIVE_SUBJECT: condition.factors.subject}
     texts |= {text_of(graph): prompt or condition.prompt, NEGATIVE: ""}
     return with_inputs(renamed(graph, FILE_NAMES | texts), SETTINGS)
