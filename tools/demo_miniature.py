@@ -84,14 +84,14 @@ CONDITIONS = (
         (235, 150, 60),
     ),
     Condition(
-        "a person, neon",
-        "a surprised person by the sea",
-        Factors(PERSON, "neon", PORTRAIT, "night", "yellow", identity=6, expression="happy"),
+        "a person, pointillism",
+        "a surprised person at night",
+        Factors(PERSON, "dots", PORTRAIT, "sea", "teal", identity=12, expression="happy", tilt=-6),
     ),
     Condition(
         "a person, watercolour",
         "a sleepy person in the desert",
-        Factors(PERSON, "watercolour", PORTRAIT, "meadow", "teal", identity=4, expression="sad", tilt=8),
+        Factors(PERSON, "watercolour", PORTRAIT, "meadow", "purple", identity=4, expression="sad", tilt=8),
     ),
 )
 # The ControlNet's lines and style, and the layout that is taken under the LoRA.
