@@ -82,7 +82,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\ndemo: stopped", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, ComfyError) as error:
+    except (ValueError, ComfyError, FileNotFoundError) as error:
         sys.exit(f"demo: {error}")
     say(os.path.relpath(SHEET, ROOT))
 
