@@ -108,13 +108,13 @@ def test_the_prompt_leaves_to_the_condition_what_it_gives() -> None:
 
 def test_shards_of_the_world_read_as_any_dataset_and_repeat_byte_for_byte(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        samples.run(samples.BuildConfig(tmp_path / name, count=20, shard_size=12))
+        samples.run(samples.BuildConfig(tmp_path / name, count=20, validation=5, shard_size=12))
     files = sorted(path.name for path in (tmp_path / "one").glob("*.tar"))
-    assert files == ["miniature-00000.tar", "miniature-00001.tar"]
+    assert files == ["train-0000000.tar", "train-0000012.tar", "validation-0000000.tar"]
     assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
     shards = Shards([tmp_path / "one" / file for file in files], Tally(0))
     read = [Sample.from_members(shards[n]) for n in range(len(shards))]
-    assert [sample.task for sample in read] == [*samples.TASKS] * 4
+    assert [sample.task for sample in read] == [*samples.TASKS] * 5
     assert all((sample.target is None) == (sample.task is Task.EVERYTHING) for sample in read)
     assert decode_picture(read[1].condition).size == (64, 64)
     assert read[2].subject in SUBJECTS and read[1].subject == ""
@@ -135,13 +135,16 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 1)
 
-        def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        def draw(step: int) -> dict[str, torch.Tensor]:
             if step == stop:
                 raise KeyboardInterrupt
-            inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+            return {"inputs": torch.randn(8, 3, generator=torch.Generator().manual_seed(step))}
+
+        def loss_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            inputs = batch["inputs"]
             return (model(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean(), {}
 
-        return fit(model, loss_of, Fit(steps=30, rate=0.05, warmup=3, save_every=10), folder).weight.detach()
+        return fit(model, draw, loss_of, Fit(steps=30, rate=0.05, warmup=3, save_every=10), folder).weight.detach()
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):

@@ -12,8 +12,13 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "oracle": ("oracle", "OracleConfig", "train the classifiers that say what a picture shows"),
     "clip": ("clip", "ClipConfig", "train the small CLIP"),
     "base": ("train_base", "BaseConfig", "train the text-to-image model"),
+    "controlnet": ("controlnet", "ControlNetConfig", "train the scribble ControlNet"),
+    "lora": ("lora", "LoraConfig", "train the style LoRA"),
+    "start": ("start", "StartConfig", "write the random IPAdapter+ from which the first adapter is trained"),
     "evaluate-base": ("evaluate_base", "EvaluateBaseConfig", "how often the text-to-image model follows its caption"),
-    "expand": ("expand", "ExpandConfig", "write the checkpoint for ComfyUI, and the folders for training"),
+    "evaluate": ("evaluate", "EvaluateConfig", "adapters on held-out combinations, by the oracle: counts and tables"),
+    "report": ("report", "ReportConfig", "write the tables of `evaluate` again"),
+    "expand": ("expand", "ExpandConfig", "write a models folder for ComfyUI, or the models for `python -m training`"),
 }
 
 

@@ -1,25 +1,20 @@
-"""A TAESD-shaped autoencoder, narrow: 64x64 pictures <-> 4x8x8 latents of about unit variance.
-
-The layers stand where ComfyUI's TAESD has them, so that zeros around the weights make it the host's; see `expand`.
-"""
+"""A TAESD: 64x64 pictures <-> 4x8x8 latents of about unit variance. The layers stand where ComfyUI has them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from training.miniature.fit import Fit, fit
-from training.miniature.pictures import pictures
+from training.miniature.fit import Fit, best_device, fit
+from training.miniature.pictures import pictures, to_tensor
 from training.miniature.weights import read, save
 
-WIDTHS = (16, 32, 64, 64)  # of the layers at 64, 32, 16 and 8 pixels
-BLOCKS = (0, 1, 3, 3)  # at each; TAESD has 1, 3, 3, 3
-TAESD_BLOCKS = (1, 3, 3, 3)
+WIDTH = 64
+BLOCKS = (1, 3, 3, 3)  # at 64, 32, 16 and 8 pixels
 LATENT_NOISE = 0.05  # added while training: neighbouring latents then decode alike, which a diffusion model needs
 
 
@@ -31,22 +26,16 @@ class Clamp(nn.Module):
 class Block(nn.Module):
     """Three convolutions and a way around them; while training, each is followed by a batch norm (see `fold`)."""
 
-    def __init__(self, width: int, normed: bool = False) -> None:
+    def __init__(self, normed: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(3):
-            norm = [nn.BatchNorm2d(width)] if normed else []
-            layers += [nn.Conv2d(width, width, 3, padding=1), *norm, nn.ReLU()]
+            norm = [nn.BatchNorm2d(WIDTH)] if normed else []
+            layers += [nn.Conv2d(WIDTH, WIDTH, 3, padding=1), *norm, nn.ReLU()]
         self.conv = nn.Sequential(*layers[:-1])
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.relu(self.conv(hidden) + hidden)
-
-
-def _blocks(level: int, normed: bool) -> list[nn.Module]:
-    """TAESD's blocks of a level; those that are left out do what a block of zeros does."""
-    left_out = TAESD_BLOCKS[level] - BLOCKS[level]
-    return [Block(WIDTHS[level], normed) for _ in range(BLOCKS[level])] + [nn.ReLU() for _ in range(left_out)]
 
 
 class Autoencoder(nn.Module):
@@ -54,15 +43,17 @@ class Autoencoder(nn.Module):
 
     def __init__(self, normed: bool = False) -> None:
         super().__init__()
-        encoder = [nn.Conv2d(3, WIDTHS[0], 3, padding=1), *_blocks(0, normed)]
-        for level, (inner, outer) in enumerate(pairwise(WIDTHS), start=1):
-            encoder += [nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False), *_blocks(level, normed)]
-        self.taesd_encoder = nn.Sequential(*encoder, nn.Conv2d(WIDTHS[-1], 4, 3, padding=1))
-        decoder = [Clamp(), nn.Conv2d(4, WIDTHS[-1], 3, padding=1), nn.ReLU()]
-        for level in (3, 2, 1):
-            convolution = nn.Conv2d(WIDTHS[level], WIDTHS[level - 1], 3, padding=1, bias=False)
-            decoder += [*_blocks(level, normed), nn.Upsample(scale_factor=2), convolution]
-        self.taesd_decoder = nn.Sequential(*decoder, *_blocks(0, normed), nn.Conv2d(WIDTHS[0], 3, 3, padding=1))
+        encoder: list[nn.Module] = []
+        for level, count in enumerate(BLOCKS):
+            entry = nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1, bias=False)
+            encoder.append(entry if level else nn.Conv2d(3, WIDTH, 3, padding=1))
+            encoder += [Block(normed) for _ in range(count)]
+        self.taesd_encoder = nn.Sequential(*encoder, nn.Conv2d(WIDTH, 4, 3, padding=1))
+        decoder: list[nn.Module] = [Clamp(), nn.Conv2d(4, WIDTH, 3, padding=1), nn.ReLU()]
+        for count in BLOCKS[:0:-1]:
+            enlarged = (nn.Upsample(scale_factor=2), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False))
+            decoder += [*(Block(normed) for _ in range(count)), *enlarged]
+        self.taesd_decoder = nn.Sequential(*decoder, Block(normed), nn.Conv2d(WIDTH, 3, 3, padding=1))
 
     def encode(self, pictures: Tensor) -> Tensor:
         """[B, 3, 64, 64] in 0-1 -> [B, 4, 8, 8]."""
@@ -91,7 +82,8 @@ def initialise(model: Autoencoder) -> None:
 @torch.no_grad()
 def fold(trained: Autoencoder) -> Autoencoder:
     """The same autoencoder with each batch norm drawn into the convolution before it, as TAESD has none."""
-    plain, modules = Autoencoder(), list(trained.modules())
+    plain = Autoencoder().to(next(trained.parameters()).device)
+    modules = list(trained.modules())
     convolutions = [number for number, module in enumerate(modules) if isinstance(module, nn.Conv2d)]
     targets = [module for module in plain.modules() if isinstance(module, nn.Conv2d)]
     for target, number in zip(targets, convolutions, strict=True):
@@ -121,16 +113,17 @@ class AutoencoderConfig:
     steps: of encoder and decoder together, after which the latents stay as they are; decoder_steps: of the decoder
         alone, while a text-to-image model can already be trained.
     init: go on from the weights that come with the project, whose batch norms are drawn in; take a tenth of the rate.
-    batch: of squares of 32 pixels; in the last fifth of the steps, of a quarter as many whole pictures.
     """
 
-    steps: int = 10_500
-    decoder_steps: int = 6000
-    batch: int = 16
+    steps: int = 8000
+    decoder_steps: int = 4000
+    batch: int = 96
     init: bool = False
-    rate: float = 3e-3
-    pictures: int = 30_000
+    rate: float = 2e-3
+    pictures: int = 200_000
     seed: int = 0
+    device: str = field(default_factory=best_device)
+    workers: int = 4
     folder: Path = Path("runs/miniature")
 
 
@@ -142,28 +135,26 @@ def run(config: AutoencoderConfig) -> None:
         model.load_state_dict(read("autoencoder"))
     else:
         initialise(model)
-    total = config.steps
+    model.to(config.device)
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+    def draw(step: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([config.seed, step])
-        size = config.batch if step < 0.8 * total else config.batch // 4
-        batch = data.batch(generator.integers(len(data.factors), size=size))
-        if size == config.batch:
-            top, left = generator.integers(5, size=2) * 8
-            batch = batch[:, :, top : top + 32, left : left + 32]
-        loss, error = autoencoder_loss(model, batch)
-        return loss, {"mse": error.item()}
+        return {"pixels": data.bytes(generator.integers(len(data.factors), size=config.batch))}
+
+    def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, error = autoencoder_loss(model, to_tensor(batch["pixels"]))
+        return loss, {"mse": error}
+
+    def train(steps: int, rate: float, part: str) -> None:
+        settings = Fit(steps, rate, average=0.999, save_every=500)
+        fit(model.train(), draw, loss_of, settings, config.folder / "autoencoder" / part, config.device, config.workers)
 
     about = {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}
-    folder = config.folder / "autoencoder"
-    model = fit(model.train(), loss_of, Fit(config.steps, config.rate, average=0.999, save_every=500), folder / "both")
+    train(config.steps, config.rate, "both")
     save(fold(model), "autoencoder", about)
-    total = config.decoder_steps
-    model.taesd_decoder.train()
-    model.taesd_encoder.requires_grad_(False)
-    model = fit(
-        model, loss_of, Fit(config.decoder_steps, config.rate / 2, average=0.999, save_every=500), folder / "decoder"
-    )
+    # The encoder's norms, too, stay as they are: they are drawn into the convolutions first.
+    model.taesd_encoder = fold(model).taesd_encoder.to(config.device).requires_grad_(False)
+    train(config.decoder_steps, config.rate / 2, "decoder")
     path = save(fold(model), "autoencoder", about)
     test = pictures(500, 1, config.folder / "pictures", held_out=True)
     with torch.inference_mode():

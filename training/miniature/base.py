@@ -34,8 +34,8 @@ UNET = {
     "out_channels": 4,
     "layers_per_block": 1,
     "block_out_channels": (CHANNELS, CHANNELS),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     "cross_attention_dim": TEXT_WIDTH,
     "attention_head_dim": 8,
     "norm_num_groups": 32,
@@ -73,7 +73,11 @@ class TextToImage(nn.Module):
 
     def read(self, texts: Sequence[str]) -> Tensor:
         """Captions -> the text encoder's last hidden states after its norm, [B, 77, 192]."""
-        return self.text_encoder(self.numbers[tokenize(texts)]).last_hidden_state
+        return self.read_tokens(tokenize(texts).to(self.numbers.device))
+
+    def read_tokens(self, tokens: Tensor) -> Tensor:
+        """The same of tokens [B, 77]."""
+        return self.text_encoder(self.numbers[tokens]).last_hidden_state
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """Noisy latents [B, 4, 8, 8] -> the noise in them."""

@@ -8,7 +8,8 @@ tell the task.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.nn.functional import cross_entropy, normalize
 from training.instructions import load_bank
 from training.miniature.captions import caption, random_omissions
 from training.miniature.factors import Factors, sample
-from training.miniature.fit import Fit, fit
+from training.miniature.fit import Fit, best_device, fit
 from training.miniature.oracle import CLASSES, UNKNOWN, labels
 from training.miniature.pictures import Pictures, pictures, to_tensor
 from training.miniature.style import render, render_cut_out
@@ -29,7 +30,7 @@ from training.miniature.words import END, START, encode, vocabulary
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 192,
-    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 192, "layers": 4, "head_width": 32},
+    "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 192, "layers": 6, "head_width": 32},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 192, "heads": 6, "layers": 3},
 }
 TOKENS = "token_embedding.weight"
@@ -66,13 +67,15 @@ class ClipConfig:
     extras: pictures of a batch that only conditions look like: cut-out subjects, and faces from close by.
     """
 
-    steps: int = 1200
-    batch: int = 48
-    extras: int = 8
-    instructions: int = 12
+    steps: int = 6000
+    batch: int = 512
+    extras: int = 96
+    instructions: int = 64
     rate: float = 1e-3
-    pictures: int = 30_000
+    pictures: int = 200_000
     seed: int = 0
+    device: str = field(default_factory=best_device)
+    workers: int = 8
     folder: Path = Path("runs/miniature")
 
 
@@ -124,41 +127,49 @@ def extra(generator: np.random.Generator) -> tuple[np.ndarray, Factors, str]:
 def run(config: ClipConfig) -> None:
     torch.manual_seed(config.seed)
     data = pictures(config.pictures, config.seed, config.folder / "pictures")
-    bank = [(phrase, number) for number, phrases in enumerate(load_bank().values()) for phrase in phrases]
-    model, preprocess = Lessons(5), OpenClip(CONFIG).preprocess
+    model, preprocess = Lessons(len(load_bank())).to(config.device), OpenClip(CONFIG).preprocess
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = np.random.default_rng([config.seed, step])
-        images, factors, texts, cut_out = draw_batch(config, data, generator)
-        wanted = labels(factors)
-        for name in ("layout", "scene"):
-            wanted[name][cut_out] = UNKNOWN
-        chosen = [bank[i] for i in generator.integers(len(bank), size=config.instructions)]
-        similar, seen, task = model(preprocess(images), tokens(texts), tokens([phrase for phrase, _ in chosen]))
-        own = torch.arange(len(images))
+    def loss_of(batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        images, wanted = preprocess(to_tensor(batch["pixels"])), batch["labels"]
+        similar, seen, task = model(images, batch["texts"], batch["instructions"])
+        own = torch.arange(len(images), device=images.device)
         contrast = (cross_entropy(similar, own) + cross_entropy(similar.T, own)) / 2
-        attributes = sum(cross_entropy(seen[name], wanted[name], ignore_index=UNKNOWN) for name in CLASSES)
-        told = cross_entropy(task, torch.tensor([number for _, number in chosen]))
-        figures = {"contrast": contrast.item(), "attributes": float(attributes), "task": told.item()}
+        named = zip(CLASSES, wanted.unbind(dim=1), strict=True)
+        attributes = sum(cross_entropy(seen[name], numbers, ignore_index=UNKNOWN) for name, numbers in named)
+        told = cross_entropy(task, batch["tasks"])
+        figures = {"contrast": contrast, "attributes": attributes, "task": told}
         return contrast + 0.3 * attributes + 0.3 * told, figures
 
-    model = fit(model, loss_of, Fit(config.steps, config.rate), config.folder / "clip")
+    draw = partial(draw_batch, config, data)
+    model = fit(
+        model, draw, loss_of, Fit(config.steps, config.rate), config.folder / "clip", config.device, config.workers
+    )
     state = {**model.clip.state_dict(), "known_words": model.known_words}
     print(save(state, "clip", {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}))
 
 
-def draw_batch(
-    config: ClipConfig, data: Pictures, generator: np.random.Generator
-) -> tuple[Tensor, list[Factors], list[str], Tensor]:
-    """Pictures [B, 3, 64, 64], what they show, their captions, and which of them are cut out ([B] bool)."""
+def draw_batch(config: ClipConfig, data: Pictures, step: int) -> dict[str, Tensor]:
+    """Pictures ([B, 64, 64, 3] uint8), their captions' tokens and factors; instructions' tokens and tasks."""
+    generator = np.random.default_rng([config.seed, step])
     chosen = generator.integers(len(data.factors), size=config.batch - config.extras)
     factors = [data.factors[i] for i in chosen]
     texts = [caption(one, generator, random_omissions(generator)) for one in factors]
     extras = [extra(generator) for _ in range(config.extras)]
-    images = torch.cat([data.batch(chosen), to_tensor(np.stack([picture for picture, _, _ in extras]))])
+    pixels = np.concatenate([data.pixels[chosen], np.stack([picture for picture, _, _ in extras])])
     texts += [text for _, _, text in extras]
+    wanted = labels(factors + [one for _, one, _ in extras])
     cut_out = torch.tensor([False] * len(chosen) + [text.endswith("on a plain square") for _, _, text in extras])
-    return images, factors + [one for _, one, _ in extras], texts, cut_out
+    for name in ("layout", "scene"):
+        wanted[name][cut_out] = UNKNOWN
+    bank = [(phrase, number) for number, phrases in enumerate(load_bank().values()) for phrase in phrases]
+    told = [bank[i] for i in generator.integers(len(bank), size=config.instructions)]
+    return {
+        "pixels": torch.from_numpy(pixels),
+        "labels": torch.stack([wanted[name] for name in CLASSES], dim=1),
+        "texts": tokens(texts),
+        "instructions": tokens([phrase for phrase, _ in told]),
+        "tasks": torch.tensor([number for _, number in told]),
+    }
 
 
 def tokens(texts: list[str]) -> Tensor:

@@ -2,12 +2,11 @@
 
 A network whose every channel is repeated (c -> c, c), each copy sending on its share, computes the very same: norms
 see the same statistics, and products of queries and keys, which grow with the copies, are scaled back. The UNet's
-channels are doubled (160 -> 320), the text's quadrupled (192 -> 768), the autoencoder is filled up with zeros.
+channels are doubled (160 -> 320), the text's quadrupled (192 -> 768); the autoencoder has TAESD's own.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -19,21 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from training.miniature import autoencoder, base, clip
 from training.miniature.base import TEXT_LAYERS, TextToImage
+from training.miniature.weights import read
 from training.miniature.words import END, vocabulary
 
 CHANNEL_COPIES, TEXT_COPIES = 2, 4
 CLIP_L_LAYERS = 12
 LATENT_SCALE = 0.18215  # SD1.5's, by which hosts multiply what an autoencoder gives them
-BLOCKS = {  # where a TAESD has its blocks
-    "taesd_encoder": (1, 3, 4, 5, 7, 8, 9, 11, 12, 13),
-    "taesd_decoder": (3, 4, 5, 8, 9, 10, 13, 14, 15, 18),
-}
 State = dict[str, Tensor]
 
 # diffusers' names of the UNet's parts -> those of the original layout.
 UNET_PARTS = {
     "conv_in": "input_blocks.0.0",
     "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.attentions.0": "input_blocks.1.1",
     "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
     "down_blocks.1.resnets.0": "input_blocks.3.0",
     "down_blocks.1.attentions.0": "input_blocks.3.1",
@@ -46,7 +43,9 @@ UNET_PARTS = {
     "up_blocks.0.attentions.1": "output_blocks.1.1",
     "up_blocks.0.upsamplers.0.conv": "output_blocks.1.2.conv",
     "up_blocks.1.resnets.0": "output_blocks.2.0",
+    "up_blocks.1.attentions.0": "output_blocks.2.1",
     "up_blocks.1.resnets.1": "output_blocks.3.0",
+    "up_blocks.1.attentions.1": "output_blocks.3.1",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
@@ -125,26 +124,6 @@ def wide_text(state: Mapping[str, Tensor]) -> State:
     return wide
 
 
-def wide_autoencoder(state: Mapping[str, Tensor], width: int = 64) -> State:
-    """The narrow autoencoder as a TAESD: zeros around its weights."""
-
-    def padded(tensor: Tensor, outputs: int, inputs: int) -> Tensor:
-        shape = (outputs, inputs, *tensor.shape[2:]) if tensor.ndim > 1 else (outputs,)
-        wide = tensor.new_zeros(shape)
-        wide[tuple(slice(size) for size in tensor.shape)] = tensor
-        return wide
-
-    ends = {"taesd_encoder.0": (width, 3), "taesd_encoder.14": (4, width)}
-    ends |= {"taesd_decoder.1": (width, 4), "taesd_decoder.19": (3, width)}
-    wide = {key: padded(tensor, *ends.get(key.rpartition(".")[0], (width, width))) for key, tensor in state.items()}
-    for part, numbers in BLOCKS.items():  # blocks that the narrow one leaves out
-        for number, layer in itertools.product(numbers, (0, 2, 4)):
-            name = f"{part}.{number}.conv.{layer}"
-            wide.setdefault(f"{name}.weight", torch.zeros(width, width, 3, 3))
-            wide.setdefault(f"{name}.bias", torch.zeros(width))
-    return wide
-
-
 def wide_adapter(state: Mapping[str, Tensor]) -> State:
     """An adapter of the narrow UNet (flat keys of the released layout) as one of the wide: tokens of 768."""
     wide: State = {}
@@ -161,8 +140,7 @@ def wide_adapter(state: Mapping[str, Tensor]) -> State:
 
 def checkpoint(model: TextToImage, coder: autoencoder.Autoencoder) -> State:
     """The whole SD1.5 checkpoint, with the keys that ComfyUI reads, in single precision."""
-    vae = wide_autoencoder(coder.state_dict())
-    vae |= {"vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
+    vae = {**coder.state_dict(), "vae_scale": torch.tensor(LATENT_SCALE), "vae_shift": torch.tensor(0.0)}
     parts = {
         "model.diffusion_model.": wide_unet(model.unet.state_dict()),
         "cond_stage_model.transformer.": wide_text(model.text_encoder.state_dict()),
@@ -174,39 +152,59 @@ def checkpoint(model: TextToImage, coder: autoencoder.Autoencoder) -> State:
 @dataclass
 class ExpandConfig:
     """Attributes:
-    out: gets ``checkpoints/miniature.safetensors`` and ``open_clip/`` for ComfyUI, ``diffusers/`` for training.
-    single: write single precision, twice as large.
+    out: folder for the models.
+    training: write what `python -m training` reads, which needs no adapter yet: ``diffusers/``, the narrow base, and
+        ``open_clip/``; in place of a models folder of ComfyUI.
     """
 
     out: Path = Path("runs/miniature/expanded")
-    single: bool = False
+    training: bool = False
 
 
 def run(config: ExpandConfig) -> None:
-    model, coder = base.load(), autoencoder.load()
-    path = config.out / "checkpoints" / "miniature.safetensors"
+    if not config.training:
+        print(write_models(config.out))
+        return
+    print(write_clip(config.out / "open_clip"), write_folder(config.out / "diffusers"), sep="\n")
+
+
+def write_models(folder: Path) -> Path:
+    """A `models` folder of ComfyUI in half precision: checkpoint, CLIP, both adapters, ControlNet and LoRA.
+
+    Raises:
+        FileNotFoundError: weights are missing.
+    """
+    from training.miniature.expand_extras import write_controlnet, write_lora
+
+    _write_half(checkpoint(base.load(), autoencoder.load()), folder / "checkpoints" / "miniature.safetensors")
+    write_clip(folder / "clip_vision")
+    for name, file in {"adapter": "miniature", "adapter-plain": "miniature-plain"}.items():
+        about = {"base": "sd15", "instruction_encoder": "open_clip"}
+        _write_half(wide_adapter(read(name)), folder / "ipadapter_instruct" / f"{file}.safetensors", about)
+    write_controlnet(folder)
+    write_lora(folder)
+    return folder
+
+
+def _write_half(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = checkpoint(model, coder)
-    if not config.single:
-        whole = {key: tensor if tensor.ndim == 0 else tensor.half() for key, tensor in whole.items()}
-    save_file({key: tensor.contiguous() for key, tensor in whole.items()}, path)
-    print(path, write_clip(config.out / "open_clip"), write_folder(config.out / "diffusers", model, coder), sep="\n")
+    save_file({key: (t if t.ndim == 0 else t.half()).contiguous() for key, t in state.items()}, path, metadata)
+    return path
 
 
 def write_clip(folder: Path) -> Path:
     """The small CLIP as `load_open_clip` and ComfyUI's loader node of ours read it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: tensor.half().contiguous() for key, tensor in clip.load().clip.state_dict().items()}
-    save_file(state, folder / "miniature-clip.safetensors")
-    (folder / "miniature-clip.json").write_text(json.dumps({"model_cfg": clip.CONFIG, "preprocess_cfg": {}}, indent=2))
-    return folder / "miniature-clip.safetensors"
+    path = _write_half(clip.load().clip.state_dict(), folder / "miniature-clip.safetensors")
+    path.with_suffix(".json").write_text(json.dumps({"model_cfg": clip.CONFIG, "preprocess_cfg": {}}, indent=2))
+    return path
 
 
-def write_folder(folder: Path, model: TextToImage, coder: autoencoder.Autoencoder) -> Path:
+def write_folder(folder: Path, model: TextToImage | None = None, coder: autoencoder.Autoencoder | None = None) -> Path:
     """The narrow model as a diffusers pipeline, for training: its UNet is four times cheaper than the wide one."""
     from diffusers import AutoencoderTiny, DDIMScheduler
     from transformers import CLIPTextModel
 
+    model, coder = model or base.load(), coder or autoencoder.load()
     text = CLIPTextModel(base.text_config())
     text.load_state_dict(all_words(model.text_encoder.state_dict()))
     vae = AutoencoderTiny(scaling_factor=1.0)
@@ -228,7 +226,7 @@ def write_folder(folder: Path, model: TextToImage, coder: autoencoder.Autoencode
 def _diffusers_autoencoder(state: Mapping[str, Tensor]) -> State:
     """TAESD's keys -> diffusers', whose decoder does not count the clamp as a layer."""
     renamed = {}
-    for key, tensor in wide_autoencoder(state).items():
+    for key, tensor in state.items():
         half, number, rest = re.match(r"taesd_(encoder|decoder)\.(\d+)\.(.*)", key).groups()
         renamed[f"{half}.layers.{int(number) - (half == 'decoder')}.{rest}"] = tensor
     return renamed

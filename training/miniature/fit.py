@@ -6,13 +6,22 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+Batch = Mapping[str, Any]
+
+
+def best_device() -> str:
+    """Where models are trained unless told otherwise."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -35,45 +44,90 @@ class Fit:
         return self.rate * min((step + 1) / self.warmup, 1) * (self.final_share + (1 - self.final_share) * fall)
 
 
+class Drawn(Dataset):
+    """The batches of the steps from ``first`` on; each follows from its step's number alone."""
+
+    def __init__(self, draw: Callable[[int], Batch], first: int, last: int) -> None:
+        self.draw, self.first, self.last = draw, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, place: int) -> Batch:
+        return self.draw(self.first + place)
+
+
+def batches(draw: Callable[[int], Batch], first: int, last: int, workers: int) -> DataLoader:
+    """The batches of some steps, drawn ahead by ``workers`` processes."""
+    return DataLoader(
+        Drawn(draw, first, last),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=lambda _: torch.set_num_threads(1),
+    )
+
+
+def to_device(batch: Batch, device: str) -> dict[str, Any]:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
 def fit(
-    model: nn.Module, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]], settings: Fit, folder: Path
+    model: nn.Module,
+    draw: Callable[[int], Batch],
+    loss_of: Callable[[dict[str, Any]], tuple[Tensor, dict[str, Tensor]]],
+    settings: Fit,
+    folder: Path,
+    device: str = "cpu",
+    workers: int = 0,
 ) -> nn.Module:
     """Train a model in place, and return it with the averaged weights.
 
     Args:
-        loss_of: step number -> loss, and figures for the log. It draws its batch from the number alone, so that a
-            run which was cut off goes on as if it had not been.
+        model: on ``device``; those of its parameters that ask for gradients are trained.
+        draw: step number -> batch on the CPU. It draws from the number alone, so that a run which was cut off goes
+            on as if it had not been.
+        loss_of: batch on ``device`` -> loss, and figures for the log. On CUDA it runs in bfloat16.
         folder: holds ``state.pt``, from which the run goes on, and ``log.jsonl``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.rate, betas=(0.9, 0.99), weight_decay=settings.decay)
-    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, settings.rate, betas=(0.9, 0.99), weight_decay=settings.decay, foreach=True)
+    state = model.state_dict()
+    average = {name: tensor.clone() for name, tensor in state.items()}
+    floats = [name for name, tensor in state.items() if tensor.is_floating_point()]
     first = 0
     if (folder / "state.pt").exists():
-        state = torch.load(folder / "state.pt", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, first = state["average"], state["step"]
+        kept = torch.load(folder / "state.pt", weights_only=True, map_location=device)
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+        average, first = kept["average"], kept["step"]
     began = time.monotonic()
-    for step in tqdm(range(first, settings.steps), initial=first, total=settings.steps, mininterval=10):
+    loader = batches(draw, first, settings.steps, workers)
+    for done, batch in enumerate(tqdm(loader, initial=first, total=settings.steps, mininterval=10), start=first + 1):
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate_at(step)
-        loss, figures = loss_of(step)
+            group["lr"] = settings.rate_at(done - 1)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss, figures = loss_of(to_device(batch, device))
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        keep = min(settings.average, (step + 1) / (step + 10))
-        for name, tensor in model.state_dict().items():
-            average[name] = torch.lerp(tensor, average[name], keep) if tensor.is_floating_point() else tensor.clone()
-        done = step + 1
+        keep = min(settings.average, done / (done + 9))
+        with torch.no_grad():
+            torch._foreach_lerp_([average[name] for name in floats], [state[name] for name in floats], 1 - keep)
         if done % 20 == 0:
-            line = {"step": done, "loss": loss.item(), **figures, "seconds": round(time.monotonic() - began, 1)}
+            numbers = {name: round(float(value), 5) for name, value in figures.items()}
+            line = {"step": done, "loss": loss.item(), **numbers, "seconds": round(time.monotonic() - began, 1)}
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
         if done % settings.save_every == 0 or done == settings.steps:
-            state = {"model": model.state_dict(), "average": average, "optimizer": optimizer.state_dict(), "step": done}
-            torch.save(state, folder / "state.part")
+            kept = {"model": state, "average": average, "optimizer": optimizer.state_dict(), "step": done}
+            torch.save(kept, folder / "state.part")
             os.replace(folder / "state.part", folder / "state.pt")
     model.load_state_dict(average)
     return model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from training.miniature.factors import (
     SUBJECTS,
     Factors,
 )
-from training.miniature.fit import Fit, fit
+from training.miniature.fit import Fit, best_device, fit
 from training.miniature.pictures import Pictures, pictures, to_tensor
 from training.miniature.weights import read, save
 
@@ -101,66 +101,71 @@ def load() -> Oracle:
 class OracleConfig:
     """Train the oracle, on pictures as drawn and on pictures that went through the autoencoder."""
 
-    steps: int = 1500
-    batch: int = 64
+    steps: int = 5000
+    batch: int = 256
     rate: float = 2e-3
-    pictures: int = 30_000
-    round_trips: int = 6_000
+    pictures: int = 200_000
+    round_trips: int = 50_000
     seed: int = 0
+    device: str = field(default_factory=best_device)
+    workers: int = 4
     folder: Path = Path("runs/miniature")
 
 
 @torch.inference_mode()
-def round_trips(data: Pictures, count: int) -> np.ndarray:
+def round_trips(data: Pictures, count: int, device: str) -> np.ndarray:
     """The first ``count`` pictures after the autoencoder, with a little noise on the latents: [N, 64, 64, 3] uint8."""
     from training.miniature import autoencoder
 
-    model, parts = autoencoder.load(), []
+    model, parts = autoencoder.load().to(device), []
     for first in tqdm(range(0, count, 100), desc="through the autoencoder", mininterval=5):
-        latents = model.encode(data.batch(np.arange(first, min(first + 100, count))))
+        latents = model.encode(data.batch(np.arange(first, min(first + 100, count))).to(device))
         images = model.decode(latents + 0.1 * torch.randn_like(latents))
-        parts.append((images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        parts.append((images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(parts)
 
 
-def augment(images: Tensor, generator: np.random.Generator) -> Tensor:
-    """A little blur for some pictures, noise and another brightness for each."""
-    count = len(images)
+def augment(images: Tensor) -> Tensor:
+    """A little blur for half of the pictures, noise and another brightness for each."""
+
+    def each(low: float, high: float) -> Tensor:
+        return torch.empty(len(images), 1, 1, 1, device=images.device).uniform_(low, high)
+
     blurred = avg_pool2d(images, 3, stride=1, padding=1, count_include_pad=False)
-    share, noise = generator.uniform(0, 1, count), generator.uniform(0, 0.08, count)
-    share[generator.random(count) < 0.5] = 0
-    bright = generator.uniform(0.92, 1.08, count)
-    share, noise, bright = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1, 1) for v in (share, noise, bright))
-    return bright * torch.lerp(images, blurred, share) + noise * torch.randn_like(images)
+    images = torch.lerp(images, blurred, each(-1, 1).clamp(min=0))
+    return each(0.92, 1.08) * images + each(0, 0.08) * torch.randn_like(images)
 
 
 def run(config: OracleConfig) -> None:
     torch.manual_seed(config.seed)
     data = pictures(config.pictures, config.seed, config.folder / "pictures")
-    passed = round_trips(data, config.round_trips)
-    known = labels(data.factors)
-    model = Oracle().to(memory_format=torch.channels_last)
+    passed = round_trips(data, config.round_trips, config.device)
+    known = torch.stack([*labels(data.factors).values()], dim=1)
+    model = Oracle().to(config.device, memory_format=torch.channels_last).train()
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
+    def draw(step: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([config.seed, step])
-        half = config.batch // 2
-        drawn = generator.integers(len(data.factors), size=config.batch - (half if len(passed) else 0))
-        sent = generator.integers(max(len(passed), 1), size=half if len(passed) else 0)
-        images = torch.cat([data.batch(drawn), *([to_tensor(passed[sent])] if len(passed) else [])])
-        wanted = {name: numbers[np.concatenate([drawn, sent])] for name, numbers in known.items()}
-        found = model.train()(augment(images, generator))
-        losses = {name: cross_entropy(found[name], wanted[name], ignore_index=UNKNOWN) for name in CLASSES}
-        return sum(losses.values()), {}
+        drawn = generator.integers(len(data.factors), size=config.batch // 2)
+        sent = generator.integers(len(passed), size=config.batch // 2)
+        pixels = np.concatenate([data.pixels[drawn], passed[sent]])
+        return {"pixels": torch.from_numpy(pixels), "labels": known[np.concatenate([drawn, sent])]}
 
-    fit(model, loss_of, Fit(config.steps, config.rate), config.folder / "oracle")
-    save(model, "oracle", {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)})
+    def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        found = model(augment(to_tensor(batch["pixels"])))
+        pairs = zip(found.values(), batch["labels"].unbind(dim=1), strict=True)
+        return sum(cross_entropy(logits, wanted, ignore_index=UNKNOWN) for logits, wanted in pairs), {}
+
+    settings = Fit(config.steps, config.rate)
+    fit(model, draw, loss_of, settings, config.folder / "oracle", config.device, config.workers)
+    about = json.dumps(asdict(config), default=str)
+    save(model, "oracle", {"pictures_sha256": data.sha256, "settings": about})
     report(config.folder / "pictures")
 
 
 def report(folder: Path) -> None:
     """Print the oracle's accuracy on held-out combinations, as drawn and after the autoencoder."""
     test, oracle = pictures(3000, 1, folder, held_out=True), load()
-    rows = {"as drawn": test.pixels, "after the autoencoder": round_trips(test, len(test.factors))}
+    rows = {"as drawn": test.pixels, "after the autoencoder": round_trips(test, len(test.factors), "cpu")}
     for name, pixels in rows.items():
         scores = accuracy(judge(oracle, to_tensor(np.asarray(pixels))), labels(test.factors))
         print(f"{name:<22}", "  ".join(f"{factor} {score:.3f}" for factor, score in scores.items()))

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,18 +33,34 @@ class Pictures:
     pixels: np.ndarray
     factors: list[Factors]
 
+    def bytes(self, indices: np.ndarray) -> Tensor:
+        """[B, 64, 64, 3] uint8."""
+        return torch.from_numpy(np.asarray(self.pixels[indices]))
+
     def batch(self, indices: np.ndarray) -> Tensor:
         """[B, 3, 64, 64] in 0-1."""
-        return to_tensor(np.asarray(self.pixels[indices]))
+        return to_tensor(self.bytes(indices))
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         return hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:
+def to_tensor(pixels: np.ndarray | Tensor) -> Tensor:
     """[B, H, W, 3] uint8 -> [B, 3, H, W] in 0-1, channels last in memory."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
+    return torch.as_tensor(pixels).permute(0, 3, 1, 2).float().div_(255)
+
+
+def in_processes(work: Callable[[Any], Any], items: Sequence[Any], what: str, chunk: int = 64) -> list[Any]:
+    """``work`` of each item, in order, on all processors."""
+    with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
+        return list(tqdm(pool.map(work, items, chunksize=chunk), desc=what, total=len(items), mininterval=5))
+
+
+def _drawn(seed: int, held_out: bool, number: int) -> tuple[np.ndarray, Factors]:
+    generator = np.random.default_rng([seed, held_out, number])
+    factors = sample(generator, held_out, person=generator.random() < PERSON_SHARE)
+    return render(factors), factors
 
 
 def pictures(count: int, seed: int, folder: Path, held_out: bool = False) -> Pictures:
@@ -47,8 +69,7 @@ def pictures(count: int, seed: int, folder: Path, held_out: bool = False) -> Pic
     kept, words = folder / f"{stem}.npy", folder / f"{stem}.json"
     if not (kept.exists() and words.exists()):
         folder.mkdir(parents=True, exist_ok=True)
-        generator = np.random.default_rng([seed, held_out])
-        factors = [sample(generator, held_out, person=generator.random() < PERSON_SHARE) for _ in range(count)]
-        np.save(kept, np.stack([render(one) for one in tqdm(factors, desc="drawing", mininterval=5)]))
-        words.write_text(json.dumps([asdict(one) for one in factors]))
+        drawn = in_processes(partial(_drawn, seed, held_out), range(count), "drawing")
+        np.save(kept, np.stack([picture for picture, _ in drawn]))
+        words.write_text(json.dumps([asdict(one) for _, one in drawn]))
     return Pictures(np.load(kept, mmap_mode="r"), [Factors(**one) for one in json.loads(words.read_text())])

@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
-from tqdm import tqdm
 from training.datasets.sample import Sample
 from training.miniature.captions import caption
 from training.miniature.factors import Factors, sample
+from training.miniature.pictures import in_processes
 from training.miniature.style import render, render_cut_out
 from training.shards import MANIFEST, sha256, write_json, write_shard
 
@@ -110,33 +110,49 @@ class BuildConfig:
     """Shards of all five tasks in turn.
 
     Attributes:
-        count: samples in all; held_out: of the factor combinations that training never sees.
+        count: samples to train on; validation: samples of the factor combinations that training never sees.
     """
 
-    out: Path
-    count: int = 50_000
+    out: Path = Path("runs/miniature/data")
+    count: int = 100_000
+    validation: int = 500
     seed: int = 0
-    held_out: bool = False
-    shard_size: int = 5_000
-    tasks: tuple[Task, ...] = TASKS
+    shard_size: int = 2_500
 
 
-def build(config: BuildConfig) -> Iterator[Sample]:
-    """The samples of a build; each depends on the seed and its own number alone."""
-    for number in range(config.count):
-        task = config.tasks[number % len(config.tasks)]
-        generator = np.random.default_rng([config.seed, config.held_out, number])
-        yield to_sample(pair(task, generator, config.held_out), f"miniature-{config.seed}-{number:07d}")
+@dataclass(frozen=True)
+class Part:
+    """One shard: ``count`` samples of a split from number ``first`` on."""
+
+    split: str
+    first: int
+    count: int
+
+    def samples(self, seed: int) -> Iterator[Sample]:
+        """Each depends on the seed, the split and its own number alone."""
+        held_out = self.split == "validation"
+        for number in range(self.first, self.first + self.count):
+            generator = np.random.default_rng([seed, held_out, number])
+            made = pair(TASKS[number % len(TASKS)], generator, held_out)
+            yield to_sample(made, f"miniature-{self.split}-{seed}-{number:07d}")
+
+
+def write_part(out: Path, seed: int, part: Part) -> dict[str, object]:
+    """Write the shard; returns its entry in the manifest."""
+    path = out / f"{part.split}-{part.first:07d}.tar"
+    write_shard(path, ((sample.source_id, sample.members()) for sample in part.samples(seed)))
+    return {"name": path.name, "samples": part.count, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def run(config: BuildConfig) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
-    samples = iter(tqdm(build(config), total=config.count, mininterval=5))
-    hashes = {}
-    for number, first in enumerate(range(0, config.count, config.shard_size)):
-        path = config.out / f"miniature-{number:05d}.tar"
-        chunk = islice(samples, min(config.shard_size, config.count - first))
-        write_shard(path, ((sample.source_id, sample.members()) for sample in chunk))
-        hashes[path.name] = sha256(path)
-    write_json(config.out / MANIFEST, {"dataset": "miniature", "count": config.count, "shards": hashes})
-    print(f"{config.count} samples in {len(hashes)} shards, {config.out}")
+    counts = {"train": config.count, "validation": config.validation}
+    size = config.shard_size
+    parts = [
+        Part(split, first, min(size, count - first))
+        for split, count in counts.items()
+        for first in range(0, count, size)
+    ]
+    shards = in_processes(partial(write_part, config.out, config.seed), parts, "building", chunk=1)
+    write_json(config.out / MANIFEST, {"dataset": "miniature", "counts": counts, "shards": shards})
+    print(f"{config.count} samples to train on and {config.validation} to validate with, {config.out}")

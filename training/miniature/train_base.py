@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,15 @@ from tqdm import tqdm
 from training.miniature import autoencoder
 from training.miniature.base import SCHEDULE, TextToImage
 from training.miniature.captions import caption, random_omissions
-from training.miniature.fit import Fit, fit
+from training.miniature.factors import Factors
+from training.miniature.fit import Fit, best_device, fit
 from training.miniature.pictures import Pictures, pictures
 from training.miniature.weights import read, save
+from training.miniature.words import tokenize
 
 EMPTY_SHARE = 0.1  # captions left empty, for classifier-free guidance
 LARGEST_WEIGHT = 8.0
+LATENT_SHAPE = (4, 8, 8)
 
 
 @dataclass
@@ -29,15 +34,19 @@ class BaseConfig:
     """Attributes:
     captions: pictures with their captions in a batch; noises: noise levels at which each of them is seen.
     init: begin from the weights that come with the project.
+    compile: the UNet, which pays off after some minutes on CUDA.
     """
 
-    steps: int = 4500
-    captions: int = 10
+    steps: int = 12_000
+    captions: int = 512
     noises: int = 4
     rate: float = 1e-3
-    pictures: int = 30_000
+    pictures: int = 200_000
     seed: int = 0
     init: bool = False
+    compile: bool = False
+    device: str = field(default_factory=best_device)
+    workers: int = 8
     folder: Path = Path("runs/miniature")
 
 
@@ -61,15 +70,17 @@ class SharedText:
         return attn.to_out[0](out)
 
 
-@torch.inference_mode()
-def encode(data: Pictures, path: Path) -> Tensor:
-    """[N, 4, 8, 8]: the latents of all pictures, kept on disk."""
+@torch.no_grad()
+def encode(data: Pictures, path: Path, device: str) -> Tensor:
+    """[N, 4, 8, 8] on ``device``: the latents of all pictures, kept on disk."""
     if not path.exists():
-        model = autoencoder.load()
-        indices = np.arange(len(data.factors))
-        parts = [model.encode(data.batch(part)) for part in tqdm(np.array_split(indices, len(indices) // 100))]
+        model = autoencoder.load().to(device)
+        parts = np.array_split(np.arange(len(data.factors)), -(-len(data.factors) // 500))
+        parts = [
+            model.encode(data.batch(part).to(device)).cpu() for part in tqdm(parts, desc="encoding", mininterval=5)
+        ]
         torch.save(torch.cat(parts), path)
-    return torch.load(path, weights_only=True)
+    return torch.load(path, weights_only=True).to(device)
 
 
 def loss_weights(signal: Tensor) -> Tensor:
@@ -79,39 +90,48 @@ def loss_weights(signal: Tensor) -> Tensor:
     noise: such steps count up to eight times, as far as a prediction of velocity would have it.
     """
     ratio = signal / (1 - signal)
-    return torch.minimum((ratio + 1) / ratio, torch.tensor(LARGEST_WEIGHT)).minimum(6 / ratio)
+    return ((ratio + 1) / ratio).clamp(max=LARGEST_WEIGHT).minimum(6 / ratio)
 
 
 def run(config: BaseConfig) -> None:
     torch.manual_seed(config.seed)
     data = pictures(config.pictures, config.seed, config.folder / "pictures")
-    latents = encode(data, config.folder / "pictures" / f"latents-{config.seed}-{config.pictures}.pt")
+    latents = encode(data, config.folder / "pictures" / f"latents-{config.seed}-{config.pictures}.pt", config.device)
     model = TextToImage()
     if config.init:
         model.load_state_dict(read("base"))
-    model = model.to(memory_format=torch.channels_last).train()
+    model = model.to(config.device, memory_format=torch.channels_last).train()
     model.unet.set_attn_processor(SharedText())
+    unet = torch.compile(model.unet) if config.compile else model.unet
     scheduler = DDIMScheduler(**SCHEDULE)
-    weights = loss_weights(scheduler.alphas_cumprod)
+    weights = loss_weights(scheduler.alphas_cumprod).to(config.device)
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = np.random.default_rng([config.seed, step])
-        torch_generator = torch.Generator().manual_seed(int(generator.integers(2**62)))
-        chosen = generator.integers(len(data.factors), size=config.captions)
-        texts = [
-            "" if generator.random() < EMPTY_SHARE else caption(data.factors[i], generator, random_omissions(generator))
-            for i in chosen
-        ]
-        # The noise levels of one picture are spread over the whole range.
-        spread = torch.rand(config.captions, config.noises, generator=torch_generator) + torch.arange(config.noises)
-        timesteps = (spread / config.noises * 1000).long().clamp(max=999).flatten()
-        clean = latents[chosen].repeat_interleave(config.noises, dim=0)
-        noise = torch.randn(clean.shape, generator=torch_generator)
+    def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        timesteps, noise, text = batch["timesteps"], batch["noise"], model.read_tokens(batch["tokens"])
+        clean = latents[batch["chosen"]].repeat_interleave(config.noises, dim=0)
         noisy = scheduler.add_noise(clean, noise, timesteps).contiguous(memory_format=torch.channels_last)
-        errors = (model(noisy, timesteps, model.read(texts)) - noise).square().mean(dim=(1, 2, 3))
+        errors = (unet(noisy, timesteps, text).sample.float() - noise).square().mean(dim=(1, 2, 3))
         levels = errors.detach().view(config.captions, config.noises).mean(dim=0)
-        return (weights[timesteps] * errors).mean(), {f"noise{n}": round(v.item(), 5) for n, v in enumerate(levels)}
+        return (weights[timesteps] * errors).mean(), {f"noise{n}": value for n, value in enumerate(levels)}
 
-    fit(model, loss_of, Fit(config.steps, config.rate, average=0.998), config.folder / "base")
-    settings = json.dumps(asdict(config), default=str)
-    print(save(model, "base", {"pictures_sha256": data.sha256, "settings": settings}))
+    settings = Fit(config.steps, config.rate, average=0.999, save_every=1000)
+    draw = partial(draw_batch, config, data.factors)
+    fit(model, draw, loss_of, settings, config.folder / "base", config.device, config.workers)
+    about = json.dumps(asdict(config), default=str)
+    print(save(model, "base", {"pictures_sha256": data.sha256, "settings": about}))
+
+
+def draw_batch(config: BaseConfig, factors: Sequence[Factors], step: int) -> dict[str, Tensor]:
+    """Numbers of the pictures and their captions' tokens ([C], [C, 77]); timesteps and noise ([C * noises, ...])."""
+    generator = np.random.default_rng([config.seed, step])
+    torch_generator = torch.Generator().manual_seed(int(generator.integers(2**62)))
+    chosen = generator.integers(len(factors), size=config.captions)
+    texts = [
+        "" if generator.random() < EMPTY_SHARE else caption(factors[i], generator, random_omissions(generator))
+        for i in chosen
+    ]
+    # The noise levels of one picture are spread over the whole range.
+    spread = torch.rand(config.captions, config.noises, generator=torch_generator) + torch.arange(config.noises)
+    timesteps = (spread / config.noises * 1000).long().clamp(max=999).flatten()
+    noise = torch.randn(len(timesteps), *LATENT_SHAPE, generator=torch_generator)
+    return {"chosen": torch.from_numpy(chosen), "tokens": tokenize(texts), "timesteps": timesteps, "noise": noise}

@@ -17,7 +17,7 @@ def save(model: nn.Module | Mapping[str, Tensor], name: str, metadata: Mapping[s
     FOLDER.mkdir(exist_ok=True)
     path = FOLDER / f"{name}.safetensors"
     halved = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    save_file({key: tensor.contiguous() for key, tensor in halved.items()}, path, dict(metadata))
+    save_file({key: tensor.contiguous().cpu() for key, tensor in halved.items()}, path, dict(metadata))
     return path
 
 
