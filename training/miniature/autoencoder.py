@@ -120,7 +120,7 @@ class AutoencoderConfig:
     batch: int = 96
     init: bool = False
     rate: float = 2e-3
-    pictures: int = 200_000
+    pictures: int = 30_000
     seed: int = 0
     device: str = field(default_factory=best_device)
     workers: int = 4

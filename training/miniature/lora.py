@@ -40,7 +40,7 @@ class LoraConfig:
     captions: int = 64
     noises: int = 4
     rate: float = 1e-3
-    pictures: int = 200_000
+    pictures: int = 150_000
     seed: int = 0
     device: str = field(default_factory=best_device)
     workers: int = 8

@@ -21,6 +21,7 @@ from training.miniature.factors import Factors, sample
 from training.miniature.style import render
 
 PERSON_SHARE = 0.35
+SIDES = {False: "training", True: "held-out", None: "any"}
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,19 @@ def in_processes(work: Callable[[Any], Any], items: Sequence[Any], what: str, ch
         return list(tqdm(pool.map(work, items, chunksize=chunk), desc=what, total=len(items), mininterval=5))
 
 
-def _drawn(seed: int, held_out: bool, number: int) -> tuple[np.ndarray, Factors]:
-    generator = np.random.default_rng([seed, held_out, number])
+def _drawn(seed: int, held_out: bool | None, number: int) -> tuple[np.ndarray, Factors]:
+    generator = np.random.default_rng([seed, list(SIDES).index(held_out), number])
     factors = sample(generator, held_out, person=generator.random() < PERSON_SHARE)
     return render(factors), factors
 
 
-def pictures(count: int, seed: int, folder: Path, held_out: bool = False) -> Pictures:
-    """Draw ``count`` pictures, or read them where an earlier run has drawn them."""
-    stem = f"{'held-out' if held_out else 'training'}-{seed}-{count}"
+def pictures(count: int, seed: int, folder: Path, held_out: bool | None = False) -> Pictures:
+    """Draw ``count`` pictures, or read them where an earlier run has drawn them.
+
+    Args:
+        held_out: False for combinations of the training set, True for the others, None for any.
+    """
+    stem = f"{SIDES[held_out]}-{seed}-{count}"
     kept, words = folder / f"{stem}.npy", folder / f"{stem}.json"
     if not (kept.exists() and words.exists()):
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,5 +38,5 @@ def run(config: StartConfig) -> None:
         layers=tuple(cross_attentions(TextToImage().unet)),
     )
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    save(Adapter(sizes), config.out)
+    save(config.out, Adapter(sizes))
     print(config.out)

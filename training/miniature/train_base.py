@@ -37,11 +37,11 @@ class BaseConfig:
     compile: the UNet, which pays off after some minutes on CUDA.
     """
 
-    steps: int = 12_000
-    captions: int = 512
+    steps: int = 5000
+    captions: int = 256
     noises: int = 4
     rate: float = 1e-3
-    pictures: int = 200_000
+    pictures: int = 150_000
     seed: int = 0
     init: bool = False
     compile: bool = False
