@@ -17,12 +17,6 @@ from training.miniature.style import render
 from training.miniature.weights import FOLDER
 
 
-def needs(*names: str) -> pytest.MarkDecorator:
-    """Skips what asks for weights that have not been trained yet."""
-    missing = [name for name in names if not (FOLDER / f"{name}.safetensors").exists()]
-    return pytest.mark.skipif(bool(missing), reason=f"not trained yet: {', '.join(missing)}")
-
-
 @pytest.fixture(scope="module")
 def held_out() -> tuple[list[Factors], torch.Tensor]:
     """300 pictures of combinations that training never saw."""
@@ -32,25 +26,23 @@ def held_out() -> tuple[list[Factors], torch.Tensor]:
 
 
 def test_the_weights_are_small() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) < 32e6
+    assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) < 64e6
 
 
-@needs("oracle")
 def test_the_oracle_knows_every_factor_of_unseen_combinations(held_out: tuple) -> None:
     factors, images = held_out
     scores = oracle.accuracy(oracle.judge(oracle.load(), images), oracle.labels(factors))
     assert scores.keys() == oracle.CLASSES.keys()
-    assert min(scores.values()) > 0.93, scores
+    assert min(scores.values()) >= 0.98, scores
 
 
-@needs("oracle")
 def test_the_oracle_still_knows_them_after_the_autoencoder(held_out: tuple) -> None:
     factors, images = held_out
     coder = autoencoder.load()
     with torch.inference_mode():
         passed = coder.decode(coder.encode(images)).clamp(0, 1)
     scores = oracle.accuracy(oracle.judge(oracle.load(), passed), oracle.labels(factors))
-    assert min(scores.values()) > 0.8, scores
+    assert min(scores.values()) >= 0.9, scores
 
 
 def test_the_autoencoder_brings_pictures_back(held_out: tuple) -> None:
@@ -60,7 +52,7 @@ def test_the_autoencoder_brings_pictures_back(held_out: tuple) -> None:
         latents = coder.encode(images)
         errors = (coder.decode(latents).clamp(0, 1) - images).square().mean(dim=(1, 2, 3))
     assert 0.8 < latents.std() < 1.25
-    assert -10 * errors.log10().mean() > 19
+    assert -10 * errors.log10().mean() > 23
 
 
 def test_the_clip_finds_a_pictures_own_caption(held_out: tuple, tmp_path: Path) -> None:
@@ -73,17 +65,15 @@ def test_the_clip_finds_a_pictures_own_caption(held_out: tuple, tmp_path: Path) 
         seen = normalize(model.clip.encode_image(model.preprocess(images[:100])), dim=-1)
         said = normalize(model.clip.encode_text(model.tokenizer(texts)), dim=-1)
     first = (seen @ said.T).argmax(dim=1) == torch.arange(100)
-    assert first.float().mean() > 0.5  # one in a hundred by chance
+    assert first.float().mean() > 0.9  # one in a hundred by chance
     assert model.image_tokens(model.preprocess(images[:2])).shape == (2, 65, clip.CONFIG["vision_cfg"]["width"])
     assert model.instruction_tokens(["use the style"]).shape == (1, 77, clip.CONFIG["text_cfg"]["width"])
 
 
-@needs("oracle", "base")
 def test_the_base_paints_what_its_caption_says() -> None:
     generator = np.random.default_rng(102)
     factors = [sample(generator, True, person=n % 4 == 0) for n in range(32)]
     texts = [caption(one, generator) for one in factors]
     images = autoencoder.load().decode(base.paint(base.load(), texts, seed=0, steps=12)).clamp(0, 1)
     scores = oracle.accuracy(oracle.judge(oracle.load(), images), oracle.labels(factors))
-    assert scores["style"] > 0.5 and scores["scene"] > 0.5, scores  # by chance 0.13 and 0.17
-    assert scores["subject"] > 0.4, scores
+    assert min(scores[name] for name in ("subject", "style", "layout", "scene")) > 0.8, scores  # by chance 0.17 at most

@@ -131,7 +131,7 @@ def task_cases(task: Task, count: int, seed: int = 0, prompted: bool = True, nam
             one.prompt if prompted else "",
             replace(one.condition, layout="large") if task is Task.OBJECT else one.condition,
             one.target,
-            said_by_prompt(one.target, LEFT_TO_CONDITION[task]) if prompted else (),
+            said_by_prompt(one.target, one.left_out) if prompted else (),
             one.condition.subject if named and task is Task.OBJECT else "",
             seed * 1_000_003 + number,
             cut_out=task is Task.OBJECT,

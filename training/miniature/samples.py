@@ -12,7 +12,7 @@ import numpy as np
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from training.datasets.sample import Sample
-from training.miniature.captions import caption
+from training.miniature.captions import PARTS, caption
 from training.miniature.factors import Factors, sample
 from training.miniature.pictures import in_processes
 from training.miniature.style import render, render_cut_out
@@ -20,9 +20,9 @@ from training.shards import MANIFEST, sha256, write_json, write_shard
 
 TASKS = (Task.EVERYTHING, Task.STYLE, Task.OBJECT, Task.COMPOSITION, Task.FACE)
 COLOURFUL_STYLES = ("poster", "watercolour", "neon", "glass", "dots")  # those that show a subject's own colour
-# What the prompt leaves to the condition picture.
+# What the prompt leaves to the condition picture. Of everything it is random parts: a prompt that says all of a picture
+# leaves an adapter nothing to learn.
 LEFT_TO_CONDITION: dict[Task, tuple[str, ...]] = {
-    Task.EVERYTHING: (),
     Task.STYLE: ("style",),
     Task.OBJECT: ("subject",),
     Task.COMPOSITION: ("layout",),
@@ -32,13 +32,17 @@ LEFT_TO_CONDITION: dict[Task, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A condition and a target with their pictures ([64, 64, 3] uint8) and what these show; see `Sample`."""
+    """A condition and a target with their pictures ([64, 64, 3] uint8) and what these show; see `Sample`.
+
+    ``left_out`` names what the prompt does not say of the target, for the condition to give.
+    """
 
     task: Task
     condition: Factors
     target: Factors
     condition_picture: np.ndarray
     prompt: str
+    left_out: tuple[str, ...]
     condition_prompt: str
 
     @property
@@ -80,9 +84,10 @@ def pair(task: Task, generator: np.random.Generator, held_out: bool = False) -> 
         condition = target
     square = tuple(int(value) for value in generator.integers(0, 256, 3))
     picture = render_cut_out(condition, square) if task is Task.OBJECT else render(condition)
-    prompt = caption(target, generator, LEFT_TO_CONDITION[task])
+    left = LEFT_TO_CONDITION.get(task) or tuple(part for part in PARTS if generator.random() < 0.5)
+    prompt = caption(target, generator, left)
     condition_prompt = prompt if task is Task.EVERYTHING else caption(condition, generator)
-    return Pair(task, condition, target, picture, prompt, condition_prompt)
+    return Pair(task, condition, target, picture, prompt, left, condition_prompt)
 
 
 def to_sample(pair: Pair, source_id: str) -> Sample:
