@@ -1,4 +1,4 @@
-"""The configs in `training/configs` are what they say: they parse, hold the paper's values, and the debug ones run."""
+"""The configs are what they say: they parse, hold the paper's values, and the debug ones run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from training.cli import VERBS, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "training" / "configs").glob("*.toml"))
+MINIATURE = sorted((ROOT / "training" / "miniature" / "configs").glob("*.toml"))
 PAPERS_TASKS = ["everything", "style", "object", "composition", "face"]
 
 
@@ -30,19 +31,19 @@ def head_of(config: Path) -> list[str]:
     return [line.removeprefix("# ") for line in lines[: next(n for n, line in enumerate(lines) if line[:1] != "#")]]
 
 
-def settings(name: str):
-    command = shlex.split(head_of(ROOT / "training" / "configs" / f"{name}.toml")[0])
+def settings(name: str, folder: str = "training/configs"):
+    command = shlex.split(head_of(ROOT / folder / f"{name}.toml")[0])
     verb = command[command.index("training") + 1]
     return read_config(verb, [str(ROOT / command[-1])])[0]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", [*CONFIGS, *MINIATURE], ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def test_a_config_says_how_it_is_run_and_parses(config: Path) -> None:
     head = head_of(config)
     command = shlex.split(head[0])
     assert command[:3] == ["python", "-m", "training"] or command[:4] == ["accelerate", "launch", "-m", "training"]
     verb = command[command.index("training") + 1]
-    assert verb in VERBS and command[-1] == f"training/configs/{config.name}" and len(head) > 1
+    assert verb in VERBS and command[-1] == config.relative_to(ROOT).as_posix() and len(head) > 1
     parsed, _ = read_config(verb, [str(config)])
     texts = [value for value in _leaves(tomllib.loads(config.read_text())) if isinstance(value, str)]
     assert not any(text.startswith(("/", "~", ".")) for text in texts), "a path of somebody's machine"
@@ -102,6 +103,16 @@ def test_what_one_config_writes_another_reads() -> None:
         options = shlex.split(head[head.index("training/configs/encode.toml") :])[1:]
         changed, _ = read_config("encode", [str(ROOT / "training" / "configs" / "encode.toml"), *options])
         assert (changed.out, changed.base) == (config.features, config.base)
+
+
+def test_the_miniatures_figures_show_what_its_runs_and_its_evaluation_wrote() -> None:
+    evaluate, figures, curves = (
+        settings(name, "training/miniature/configs") for name in ("evaluate", "figures", "curves")
+    )
+    assert figures.pictures == evaluate.out and {figures.against, *figures.rows} <= set(evaluate.rows)
+    assert {*figures.curves, *curves.curves} == {Task(task) for task in PAPERS_TASKS}
+    trained = {tomllib.loads(config.read_text()).get("out") for config in MINIATURE}
+    assert {str(run) for run in (*figures.runs.values(), *curves.runs.values())} <= trained
 
 
 # The debug walk
