@@ -78,20 +78,20 @@ CONDITIONS = (
     Condition("a cat, poster", "something in the snow", Factors("cat", "poster", "upper left", "night", "yellow")),
     Condition("boats, stained glass", "a yellow house on a meadow", Factors("boat", "glass", "pair", "sea", "red")),
     Condition(
-        "a mushroom, cut out",
-        "something in the desert, pencil sketch",
-        Factors("mushroom", "neon", "large", "meadow", "teal"),
+        "a fish, cut out",
+        "something in a room, stained glass",
+        Factors("fish", "dots", "large", "meadow", "teal"),
         (235, 150, 60),
     ),
     Condition(
-        "a person, pointillism",
+        "a person, stained glass",
         "a surprised person at night",
-        Factors(PERSON, "dots", PORTRAIT, "sea", "teal", identity=12, expression="happy", tilt=-6),
+        Factors(PERSON, "glass", PORTRAIT, "sea", "teal", identity=8, expression="happy", tilt=-6),
     ),
     Condition(
-        "a person, watercolour",
+        "a person, poster",
         "a sleepy person in the desert",
-        Factors(PERSON, "watercolour", PORTRAIT, "meadow", "purple", identity=4, expression="sad", tilt=8),
+        Factors(PERSON, "poster", PORTRAIT, "meadow", "purple", identity=11, expression="sad", tilt=8),
     ),
 )
 # The ControlNet's lines and style, and the layout that is taken under the LoRA.
