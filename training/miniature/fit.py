@@ -123,11 +123,20 @@ def fit(
         if done % 20 == 0:
             numbers = {name: round(float(value), 5) for name, value in figures.items()}
             line = {"step": done, "loss": loss.item(), **numbers, "seconds": round(time.monotonic() - began, 1)}
-            with open(folder / "log.jsonl", "a") as log:
-                log.write(json.dumps(line) + "\n")
+            _write_line(folder / "log.jsonl", line)
         if done % settings.save_every == 0 or done == settings.steps:
             kept = {"model": state, "average": average, "optimizer": optimizer.state_dict(), "step": done}
-            torch.save(kept, folder / "state.part")
-            os.replace(folder / "state.part", folder / "state.pt")
+            _replace(folder / "state.pt", kept)
     model.load_state_dict(average)
     return model.eval()
+
+
+def _write_line(path: Path, line: dict[str, Any]) -> None:
+    with open(path, "a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def _replace(path: Path, kept: dict[str, Any]) -> None:
+    """So that a run that is killed while it saves leaves the state before."""
+    torch.save(kept, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
