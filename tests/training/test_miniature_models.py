@@ -9,7 +9,7 @@ import pytest
 import torch
 from ipadapter_instruct_core.encoders import load_open_clip
 from torch.nn.functional import normalize
-from training.miniature import autoencoder, base, clip, expand, oracle
+from training.miniature import autoencoder, base, clip, expand, oracle, rounding
 from training.miniature.captions import caption
 from training.miniature.factors import Factors, sample
 from training.miniature.pictures import to_tensor
@@ -77,3 +77,11 @@ def test_the_base_paints_what_its_caption_says() -> None:
     images = autoencoder.load().decode(base.paint(base.load(), texts, seed=0, steps=12)).clamp(0, 1)
     scores = oracle.accuracy(oracle.judge(oracle.load(), images), oracle.labels(factors))
     assert min(scores[name] for name in ("subject", "style", "layout", "scene")) > 0.8, scores  # by chance 0.17 at most
+
+
+def test_a_disturbed_model_is_off_as_much_as_half_precision_rounds() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(300, 300)
+    rounded = (model.weight.half().float() - model.weight).square().mean().sqrt()
+    found = (rounding.disturbed(model, seed=1).weight - model.weight).square().mean().sqrt()
+    assert 0.95 < found / rounded < 1.05
