@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "evaluate-base": ("evaluate_base", "EvaluateBaseConfig", "how often the text-to-image model follows its caption"),
     "evaluate": ("evaluate", "EvaluateConfig", "adapters on held-out combinations, by the oracle: counts and tables"),
     "report": ("report", "ReportConfig", "write the tables of `evaluate` again"),
+    "judge": ("judge", "JudgeConfig", "what the CLIP scores of `python -m training evaluate` are worth, by the oracle"),
     "rounding": ("rounding", "RoundingConfig", "what keeping the weights in half precision costs"),
     "expand": ("expand", "ExpandConfig", "write a models folder for ComfyUI, or the models for `python -m training`"),
 }
