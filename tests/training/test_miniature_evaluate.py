@@ -132,7 +132,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for model, name in ((TextToImage(), "base"), (Autoencoder(), "autoencoder"), (oracle.Oracle(), "oracle")):
             weights.save(model, name)
         weights.save({**state, clip.TOKENS: state[clip.TOKENS][words], "known_words": words}, "clip")
-        expand.run(expand.ExpandConfig(folder / "expanded"))
+        expand.run(expand.ExpandConfig(folder / "expanded", training=True))
     for name, instructed in (("joint", True), ("plain", False), ("single-style", True)):
         save(folder / f"{name}.safetensors", _adapter(folder, instructed))
     return folder

@@ -29,6 +29,6 @@ def read(name: str) -> dict[str, Tensor]:
     """
     path = FOLDER / f"{name}.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"There is no {path.name}; make it with `python -m training.miniature {name}`.")
+        raise FileNotFoundError(f"There is no {path.name}; training/miniature/README.md says how it is made.")
     state = load_file(path)
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
