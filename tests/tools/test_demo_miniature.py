@@ -30,7 +30,7 @@ from tools.demo_models import needed_files
 from tools.graphs import Graph
 from tools.hint_pictures import SCRIBBLE
 from tools.tiny_models import TINY_NAMES
-from training.miniature import expand, weights
+from training.miniature import expand
 from training.miniature.words import encode, vocabulary
 
 CLEARLY = 1 / 255  # mean difference of pixels that no rounding explains
@@ -101,7 +101,6 @@ def test_a_real_comfyui_runs_the_graphs(
     assert all(np.abs(row[1] - other).mean() > CLEARLY for other in row[2:])
 
 
-@pytest.mark.skipif(not (weights.FOLDER / "controlnet.safetensors").exists(), reason="not trained yet")
 def test_the_miniature_is_written_under_the_names_that_the_demo_loads(tmp_path: Path) -> None:
     models = expand.write_models(tmp_path / "models")
     for name, folder in needed_files(map(read_workflow, (FIVE, WITH_SCRIBBLE, WITH_LORA))).items():

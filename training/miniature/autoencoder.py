@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from training.miniature.fit import Fit, best_device, fit
 from training.miniature.pictures import pictures, to_tensor
-from training.miniature.weights import read, save
+from training.miniature.weights import made_by, read, save
 
 WIDTH = 64
 BLOCKS = (1, 3, 3, 3)  # at 64, 32, 16 and 8 pixels
@@ -149,7 +148,7 @@ def run(config: AutoencoderConfig) -> None:
         settings = Fit(steps, rate, average=0.999, save_every=500)
         fit(model.train(), draw, loss_of, settings, config.folder / "autoencoder" / part, config.device, config.workers)
 
-    about = {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}
+    about = made_by(config, data.sha256)
     train(config.steps, config.rate, "both")
     save(fold(model), "autoencoder", about)
     # The encoder's norms, too, stay as they are: they are drawn into the convolutions first.

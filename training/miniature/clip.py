@@ -7,8 +7,7 @@ tell the task.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from training.miniature.fit import Fit, best_device, fit
 from training.miniature.oracle import CLASSES, UNKNOWN, labels
 from training.miniature.pictures import Pictures, pictures, to_tensor
 from training.miniature.style import render, render_cut_out
-from training.miniature.weights import read, save
+from training.miniature.weights import made_by, read, save
 from training.miniature.words import END, START, encode, vocabulary
 
 CONFIG: dict[str, Any] = {
@@ -145,7 +144,7 @@ def run(config: ClipConfig) -> None:
         model, draw, loss_of, Fit(config.steps, config.rate), config.folder / "clip", config.device, config.workers
     )
     state = {**model.clip.state_dict(), "known_words": model.known_words}
-    print(save(state, "clip", {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}))
+    print(save(state, "clip", made_by(config, data.sha256)))
 
 
 def draw_batch(config: ClipConfig, data: Pictures, step: int) -> dict[str, Tensor]:

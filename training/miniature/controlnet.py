@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +18,9 @@ from training.miniature.draw import SCALE
 from training.miniature.draw import draw as draw_regions
 from training.miniature.factors import Factors
 from training.miniature.fit import Fit, best_device, fit
-from training.miniature.noising import draw_noise, frozen, noise_loss
-from training.miniature.pictures import pictures, to_tensor
-from training.miniature.train_base import SharedText, encode
-from training.miniature.weights import read, save
+from training.miniature.noising import SharedText, draw_noise, drawn_latents, frozen, noise_loss
+from training.miniature.pictures import to_tensor
+from training.miniature.weights import made_by, read, save
 from training.miniature.words import tokenize
 
 # What captions do not say has to be read from the lines.
@@ -103,8 +101,7 @@ def draw_batch(config: ControlNetConfig, factors: Sequence[Factors], step: int) 
 def run(config: ControlNetConfig) -> None:
     torch.manual_seed(config.seed)
     model = frozen(base.load(), config.device)
-    data = pictures(config.pictures, config.seed, config.folder / "pictures")
-    latents = encode(data, config.folder / "pictures" / f"latents-{config.seed}-{config.pictures}.pt", config.device)
+    data, latents = drawn_latents(config)
     controlnet = ControlNetModel.from_unet(model.unet)
     controlnet.set_attn_processor(SharedText())
     controlnet = controlnet.to(config.device, memory_format=torch.channels_last).requires_grad_(True).train()
@@ -120,5 +117,4 @@ def run(config: ControlNetConfig) -> None:
     settings = Fit(config.steps, config.rate, average=0.998)
     draw = partial(draw_batch, config, data.factors)
     fit(controlnet, draw, loss_of, settings, config.folder / "controlnet", config.device, config.workers)
-    metadata = {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}
-    print(save(controlnet, "controlnet", metadata))
+    print(save(controlnet, "controlnet", made_by(config, data.sha256)))

@@ -176,17 +176,18 @@ def write_models(folder: Path) -> Path:
     """
     from training.miniature.expand_extras import write_controlnet, write_lora
 
-    _write_half(checkpoint(base.load(), autoencoder.load()), folder / "checkpoints" / "miniature.safetensors")
+    write_half(checkpoint(base.load(), autoencoder.load()), folder / "checkpoints" / "miniature.safetensors")
     write_clip(folder / "clip_vision")
     for name, file in {"adapter": "miniature", "adapter-plain": "miniature-plain"}.items():
         about = {"base": "sd15", "instruction_encoder": "open_clip"}
-        _write_half(wide_adapter(read(name)), folder / "ipadapter_instruct" / f"{file}.safetensors", about)
+        write_half(wide_adapter(read(name)), folder / "ipadapter_instruct" / f"{file}.safetensors", about)
     write_controlnet(folder)
     write_lora(folder)
     return folder
 
 
-def _write_half(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
+def write_half(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
+    """Weights as a file in half precision; single numbers, such as a LoRA's alpha, stay as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: (t if t.ndim == 0 else t.half()).contiguous() for key, t in state.items()}, path, metadata)
     return path
@@ -194,7 +195,7 @@ def _write_half(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str
 
 def write_clip(folder: Path) -> Path:
     """The small CLIP as `load_open_clip` and ComfyUI's loader node of ours read it."""
-    path = _write_half(clip.load().clip.state_dict(), folder / "miniature-clip.safetensors")
+    path = write_half(clip.load().clip.state_dict(), folder / "miniature-clip.safetensors")
     path.with_suffix(".json").write_text(json.dumps({"model_cfg": clip.CONFIG, "preprocess_cfg": {}}, indent=2))
     return path
 

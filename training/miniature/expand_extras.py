@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from training.miniature import weights
-from training.miniature.expand import CHANNEL_COPIES, TEXT_COPIES, State, wide_unet, widen
+from training.miniature.expand import CHANNEL_COPIES, TEXT_COPIES, State, wide_unet, widen, write_half
 
 HINT_LAYERS = ("conv_in", *(f"blocks.{number}" for number in range(6)), "conv_out")
 
@@ -51,7 +50,9 @@ def wide_lora(state: Mapping[str, Tensor]) -> State:
 
 def write_controlnet(folder: Path) -> Path:
     """``controlnet/miniature-scribble.safetensors`` under a folder of models."""
-    return _write(wide_controlnet(weights.read("controlnet")), folder / "controlnet" / "miniature-scribble.safetensors")
+    return write_half(
+        wide_controlnet(weights.read("controlnet")), folder / "controlnet" / "miniature-scribble.safetensors"
+    )
 
 
 def write_lora(folder: Path) -> Path:
@@ -59,10 +60,4 @@ def write_lora(folder: Path) -> Path:
     state = wide_lora(weights.read("lora"))
     with safe_open(weights.FOLDER / "lora.safetensors", "pt") as file:
         style = json.loads(file.metadata()["settings"])["style"]
-    return _write(state, folder / "loras" / f"miniature-{style}.safetensors")
-
-
-def _write(state: State, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: tensor.half().contiguous() for key, tensor in state.items()}, path)
-    return path
+    return write_half(state, folder / "loras" / f"miniature-{style}.safetensors")

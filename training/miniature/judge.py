@@ -45,12 +45,12 @@ def run(config: JudgeConfig) -> None:
 def of_oracle(folders: Sequence[Path]) -> str:
     """A table of how many pictures of each row show what their conditions show; rewordings are not counted."""
     titles = ["", *(f"{title(task)}<br>{', '.join(factors)}" for task, factors in FACTORS.items())]
-    lines = []
+    lines, judge = [], oracle.load()
     for folder in folders:
         pictures = [picture for picture in read_index(folder) if int(Path(picture.condition).stem) == picture.index]
         for row in dict.fromkeys(picture.row for picture in pictures):
             of_row = [picture for picture in pictures if picture.row == row]
-            lines.append([row, *(text(agreement(folder, of_row, task)) for task in FACTORS)])
+            lines.append([row, *(text(agreement(judge, folder, of_row, task)) for task in FACTORS)])
     return table(titles, lines)
 
 
@@ -68,12 +68,11 @@ def of_targets(config: EvaluateConfig) -> Results:
 
 
 @torch.inference_mode()
-def agreement(folder: Path, pictures: Sequence[Picture], task: Task) -> Rate | None:
+def agreement(judge: oracle.Oracle, folder: Path, pictures: Sequence[Picture], task: Task) -> Rate | None:
     """How many of a task's pictures show what their conditions show, to the oracle's eye; None where there are none."""
     chosen = [picture for picture in pictures if picture.task is task]
     if not chosen:
         return None
-    judge = oracle.load()
     shown, wanted = (
         oracle.judge(judge, to_tensor(np.stack([np.asarray(Image.open(folder / name)) for name in names])))
         for names in ([picture.name for picture in chosen], [picture.condition for picture in chosen])

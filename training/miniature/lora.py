@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +16,9 @@ from training.miniature import base
 from training.miniature.captions import caption, random_omissions
 from training.miniature.factors import STYLES, Factors
 from training.miniature.fit import Fit, best_device, fit
-from training.miniature.noising import draw_noise, frozen, noise_loss
-from training.miniature.pictures import pictures
-from training.miniature.train_base import EMPTY_SHARE, encode
-from training.miniature.weights import save
+from training.miniature.noising import draw_noise, drawn_latents, frozen, noise_loss
+from training.miniature.train_base import EMPTY_SHARE
+from training.miniature.weights import made_by, save
 from training.miniature.words import tokenize
 
 CONTRADICTED_SHARE = 0.5  # captions that name another style, over which ours has to win
@@ -119,8 +117,7 @@ def run(config: LoraConfig) -> None:
         raise ValueError(f"There is no style {config.style!r}; choose one of {', '.join(STYLES)}.")
     torch.manual_seed(config.seed)
     model = frozen(base.load(), config.device)
-    data = pictures(config.pictures, config.seed, config.folder / "pictures")
-    latents = encode(data, config.folder / "pictures" / f"latents-{config.seed}-{config.pictures}.pt", config.device)
+    data, latents = drawn_latents(config)
     updates = add_updates(model.unet, config.rank)
 
     def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -135,5 +132,4 @@ def run(config: LoraConfig) -> None:
     draw = partial(draw_batch, config, data.factors, ours)
     fit(model.unet, draw, loss_of, settings, config.folder / "lora", config.device, config.workers)
     state = {f"{layer}.{part}": getattr(update, part) for layer, update in updates.items() for part in ("down", "up")}
-    metadata = {"pictures_sha256": data.sha256, "settings": json.dumps(asdict(config), default=str)}
-    print(save(state, "lora", metadata))
+    print(save(state, "lora", made_by(config, data.sha256)))

@@ -1,16 +1,80 @@
-"""What is trained around the frozen text-to-image model sees as the model itself did: noisy latents, and its loss."""
+"""How the text-to-image model, and what is trained around it, are shown pictures: as noisy latents; and their loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from tqdm import tqdm
+from training.miniature import autoencoder
 from training.miniature.base import SCHEDULE, TextToImage
-from training.miniature.train_base import LATENT_SHAPE, SharedText, loss_weights
+from training.miniature.pictures import Pictures, pictures
+
+LARGEST_WEIGHT = 8.0
+LATENT_SHAPE = (4, 8, 8)
+
+
+class DrawnFrom(Protocol):
+    """The settings that choose the pictures of a run."""
+
+    pictures: int
+    seed: int
+    device: str
+    folder: Path
+
+
+@torch.no_grad()
+def drawn_latents(config: DrawnFrom) -> tuple[Pictures, Tensor]:
+    """The pictures of a run and their latents [N, 4, 8, 8] on its device, both kept on disk."""
+    data = pictures(config.pictures, config.seed, config.folder / "pictures")
+    path = config.folder / "pictures" / f"latents-{config.seed}-{config.pictures}.pt"
+    if not path.exists():
+        model = autoencoder.load().to(config.device)
+        parts = np.array_split(np.arange(len(data.factors)), -(-len(data.factors) // 500))
+        parts = [
+            model.encode(data.batch(part).to(config.device)).cpu()
+            for part in tqdm(parts, desc="encoding", mininterval=5)
+        ]
+        torch.save(torch.cat(parts), path)
+    return data, torch.load(path, weights_only=True).to(config.device)
+
+
+class SharedText:
+    """Attention of a batch in which every text stands for several neighbouring rows: its keys are made once."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: None = None,
+    ) -> Tensor:
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
+        times = len(query) // len(key)
+        query, key, value = (tensor.unflatten(2, (attn.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+        if times > 1:
+            key, value = key.repeat_interleave(times, dim=0), value.repeat_interleave(times, dim=0)
+        out = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return attn.to_out[0](out)
+
+
+def loss_weights(signal: Tensor) -> Tensor:
+    """Weight of the noise error for each share of signal (cumulative alpha).
+
+    As min-SNR-5 where there is little noise. Where there is much, a mistake about the picture hardly shows in the
+    noise: such steps count up to eight times, as far as a prediction of velocity would have it.
+    """
+    ratio = signal / (1 - signal)
+    return ((ratio + 1) / ratio).clamp(max=LARGEST_WEIGHT).minimum(6 / ratio)
 
 
 def draw_noise(captions: int, noises: int, generator: np.random.Generator) -> dict[str, Tensor]:

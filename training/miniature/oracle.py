@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from training.miniature.factors import (
 )
 from training.miniature.fit import Fit, best_device, fit
 from training.miniature.pictures import Pictures, pictures, to_tensor
-from training.miniature.weights import read, save
+from training.miniature.weights import made_by, read, save
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "subject": (*SUBJECTS, PERSON),
@@ -158,8 +157,7 @@ def run(config: OracleConfig) -> None:
 
     settings = Fit(config.steps, config.rate)
     fit(model, draw, loss_of, settings, config.folder / "oracle", config.device, config.workers)
-    about = json.dumps(asdict(config), default=str)
-    save(model, "oracle", {"pictures_sha256": data.sha256, "settings": about})
+    save(model, "oracle", made_by(config, data.sha256))
     report(config.folder / "pictures")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +22,11 @@ def save(model: nn.Module | Mapping[str, Tensor], name: str, metadata: Mapping[s
     halved = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     save_file({key: tensor.contiguous().cpu() for key, tensor in halved.items()}, path, dict(metadata))
     return path
+
+
+def made_by(config: Any, pictures_sha256: str) -> dict[str, str]:
+    """What a file of weights says of itself: the settings of its run, a dataclass, and the hash of its pictures."""
+    return {"pictures_sha256": pictures_sha256, "settings": json.dumps(asdict(config), default=str)}
 
 
 def read(name: str) -> dict[str, Tensor]:
