@@ -1,5 +1,6 @@
 """`export`: a run's checkpoint -> the file that the nodes load."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from ipadapter_instruct_core.checkpoint import check_target, load, save
 from pydantic import BaseModel, ConfigDict
 from training import checkpoints
 from training.run_state import ADAPTER, AVERAGE
+from training.settings import FREE_SETTINGS
 
 log = logging.getLogger("ipadapter_instruct")
 
@@ -43,5 +45,7 @@ def run(config: ExportConfig) -> None:
         adapter.half()
     state = checkpoints.read_state(checkpoint)
     tasks = [task for task, weight in state["config"]["tasks"].items() if weight > 0]
-    save(config.out, adapter, steps=str(state["step"]), tasks=",".join(tasks) or "all")
+    settings = {name: value for name, value in state["config"].items() if name not in FREE_SETTINGS}
+    made_by = {"settings": json.dumps(settings), "data_sha256": state.get("data_sha256", "")}
+    save(config.out, adapter, steps=str(state["step"]), tasks=",".join(tasks) or "all", **made_by)
     log.info("export: %s, step %d%s", config.out, state["step"], ", averaged" if averaged else "")

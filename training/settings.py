@@ -9,6 +9,14 @@ from training.draws import Dropout
 from training.encoders import CLIP_L
 from training.trained import Projector
 
+# What may change when a run goes on: none of these changes what is learned. Files may have moved; that they hold the
+# same is seen by `Trainer.identity` in training/train.py.
+FREE_SETTINGS = {
+    "out", "micro_batch_size", "workers", "cpu", "gradient_checkpointing", "compile", "checkpoint_every", "keep",
+    "log_every", "trackers", "validation", "max_skipped", "base", "base_config", "features", "data", "image_encoder",
+    "instruction_encoder", "start",
+}  # fmt: skip
+
 
 class Validation(BaseModel):
     """What is looked at while training: always the same held-out samples, seeds and instructions."""

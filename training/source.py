@@ -1,5 +1,6 @@
 """Where training samples come from: shards of features, or raw shards that are encoded at every step."""
 
+import hashlib
 import json
 import logging
 from collections import defaultdict
@@ -22,12 +23,17 @@ log = logging.getLogger("ipadapter_instruct")
 
 
 class Source:
-    """Samples of one split of several folders, by task. A damaged one is skipped, counted and named."""
+    """Samples of one split of several folders, by task. A damaged one is skipped, counted and named.
+
+    Attributes:
+        sha256: of all raw shards of the split, also where these were encoded since.
+    """
 
     def __init__(self, folders: Sequence[Path], split: str, tally: Tally) -> None:
         known = len(tally.skipped)
-        paths = [path for folder in folders for path in self._shards(folder) if path.name.startswith(split)]
-        self.shards = Shards(paths, tally)
+        hashes = {path: sha for folder in folders for path, sha in self._shards(folder) if path.name.startswith(split)}
+        self.sha256 = hashlib.sha256(" ".join(sorted(hashes.values())).encode()).hexdigest()
+        self.shards = Shards(list(hashes), tally)
         self.words: dict[int, dict[str, Any]] = {}
         places: dict[Task, list[int]] = defaultdict(list)
         tally.good(len(self.shards))
@@ -47,8 +53,9 @@ class Source:
             named = ", ".join(str(folder) for folder in folders)
             raise ValueError(f"There are no {split} samples in {named}; build or encode a dataset first.")
 
-    def _shards(self, folder: Path) -> list[Path]:
-        return [folder / shard["name"] for shard in read_manifest(folder, "build")["shards"]]
+    def _shards(self, folder: Path) -> list[tuple[Path, str]]:
+        """Paths, and the SHA-256 of what was built."""
+        return [(folder / shard["name"], shard["sha256"]) for shard in read_manifest(folder, "build")["shards"]]
 
     def pictures(self, index: int) -> tuple[Image.Image, Image.Image]:
         """Condition and target of a sample; shards of features hold them for validation samples alone."""
@@ -75,12 +82,12 @@ class FeatureSource(Source):
                 raise ValueError(f"{features} holds no {name}: `encode` was interrupted; give its command again.")
         super().__init__(sorted(path.parent for path in features.glob(f"*/{MANIFEST}")), split, tally)
 
-    def _shards(self, folder: Path) -> list[Path]:
-        paths = [folder / name for name in read_manifest(folder, "encode")["source"]]
-        missing = [path for path in paths if not path.is_file()]
+    def _shards(self, folder: Path) -> list[tuple[Path, str]]:
+        shards = [(folder / name, sha) for name, sha in read_manifest(folder, "encode")["source"].items()]
+        missing = [path for path, _ in shards if not path.is_file()]
         if missing:
             raise ValueError(f"{missing[0]} is missing: `encode` was interrupted; give its command again.")
-        return paths
+        return shards
 
     def __getstate__(self) -> dict[str, Any]:  # a loader's worker opens the files itself
         return {key: value for key, value in self.__dict__.items() if key not in ("rows", "instructions")}

@@ -21,7 +21,7 @@ from training.draws import Draws
 from training.run_data import instruction_encoder, load_data, state_widths
 from training.run_log import VALIDATION, RunLog
 from training.run_state import RunState
-from training.settings import TrainConfig
+from training.settings import FREE_SETTINGS, TrainConfig
 from training.shards import Tally, write_json
 from training.source import encode_batch
 from training.trained import TrainedAdapter, losses, start_adapter
@@ -33,13 +33,6 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 PROJECT = "ipadapter-instruct"  # what trackers call all our runs together
-# What may change when a run goes on: none of these changes what is learned. Files may have moved; that they hold the
-# same is seen by `Trainer.identity`.
-FREE_SETTINGS = {
-    "out", "micro_batch_size", "workers", "cpu", "gradient_checkpointing", "compile", "checkpoint_every", "keep",
-    "log_every", "trackers", "validation", "max_skipped", "base", "base_config", "features", "data", "image_encoder",
-    "instruction_encoder", "start",
-}  # fmt: skip
 
 
 def run(config: TrainConfig) -> None:
@@ -274,7 +267,8 @@ class Trainer:
     def _save(self, step: int) -> None:
         started = time.perf_counter()
         self.log.check(step, self.folder)
-        metadata = {"config": self.config.model_dump(mode="json"), **self.state.facts()}
+        config = self.config.model_dump(mode="json")
+        metadata = {"config": config, "data_sha256": self.source.sha256, **self.state.facts()}
         checkpoints.save(self.folder, step, self.state.write, metadata, self.config.keep, self.main)
         self.accelerator.wait_for_everyone()
         self.log.started += time.perf_counter() - started

@@ -11,8 +11,8 @@ import pytest
 import tomllib
 from ipadapter_instruct_core.config import Base
 from training.draws import Dropout, Dropped
-from training.settings import TrainConfig
-from training.train import FREE_SETTINGS, accumulation
+from training.settings import FREE_SETTINGS, TrainConfig
+from training.train import accumulation
 from training.trained import Projector
 
 ROOT = Path(__file__).resolve().parents[2]

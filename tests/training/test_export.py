@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -77,9 +80,19 @@ def test_the_authors_own_format(trained: Path, tmp_path: Path) -> None:
     assert metadata["steps"] == "8"
 
 
-def test_the_file_says_what_it_is(trained: Path, tmp_path: Path) -> None:
+def sha256_of_training_shards(features: Path) -> str:
+    manifests = [json.loads(path.read_text())["source"] for path in features.glob("*/manifest.json")]
+    hashes = sorted(sha for source in manifests for name, sha in source.items() if name.startswith("train"))
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
+def test_the_file_says_what_it_is(trained: Path, features: Path, tmp_path: Path) -> None:
     run(ExportConfig(run=trained, out=tmp_path / "adapter.safetensors"))
     _, metadata = checkpoint.read(tmp_path / "adapter.safetensors")
+    settings = json.loads(metadata.pop("settings"))
+    assert settings["seed"] == 0 and settings["steps"] == 8 and settings["tasks"]["style"] == 2.0
+    assert "out" not in settings and not re.search(r"[\\/]", json.dumps(settings))  # nobody's folders
+    assert metadata.pop("data_sha256") == sha256_of_training_shards(features)
     assert metadata == {
         "format": "pt",
         "architecture": "ip-adapter-instruct",

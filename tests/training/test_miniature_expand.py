@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +80,9 @@ def test_the_diffusers_folder_holds_the_same(narrow: tuple, tmp_path: Path) -> N
     from training.base_files import read_folder
 
     parts = read_folder(expand.write_folder(tmp_path / "diffusers", *narrow), with_unet=True)
+    settings = json.loads((tmp_path / "diffusers" / "vae" / "config.json").read_text())
+    known = inspect.signature(type(parts.vae).__init__).parameters
+    assert {name for name in settings if name[0] != "_"} <= {*known}  # of others diffusers warns at each load
     model, coder = narrow
     tokens = base.tokenize([TEXT])
     text = parts.text_encoders[0](tokens).last_hidden_state

@@ -96,14 +96,24 @@ def test_the_prompt_leaves_to_the_condition_what_it_gives() -> None:
     for _ in range(60):
         pair = samples.pair(Task.STYLE, generator)
         assert not any(phrase in pair.prompt for phrase in style_words)
-        assert pair.target.subject in pair.prompt
         prompt = samples.pair(Task.OBJECT, generator).prompt.replace(",", "").split()
         assert not set(prompt) & set(names)
         prompt = samples.pair(Task.COMPOSITION, generator).prompt
         assert not any(word in prompt for word in ("middle", "left", "right", "side", "nearby", "distance"))
         pair = samples.pair(Task.FACE, generator)
         assert not any(word in pair.prompt for word in ("skin", "hair", "bald", "beard", "glasses", "bob", "pigtails"))
-        assert any(word in pair.prompt for word in captions.EXPRESSION_WORDS[pair.target.expression])
+
+
+def test_prompts_of_training_leave_out_other_parts_too_and_those_of_tests_do_not() -> None:
+    generator, count = np.random.default_rng(3), 300
+    for held_out, least, most in ((False, 0.73, 0.87), (True, 1, 1)):
+        said = {"subject": 0, "scene": 0, "expression": 0}
+        for _ in range(count):
+            style, face = (samples.pair(task, generator, held_out) for task in (Task.STYLE, Task.FACE))
+            said["subject"] += style.target.subject in style.prompt
+            said["scene"] += any(words in face.prompt for words in captions.SCENE_WORDS[face.target.scene])
+            said["expression"] += any(word in face.prompt for word in captions.EXPRESSION_WORDS[face.target.expression])
+        assert all(least <= number / count <= most for number in said.values()), said
 
 
 def test_shards_of_the_world_read_as_any_dataset_and_repeat_byte_for_byte(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def draws_of_every_kind(source: Source) -> list[Draw]:
 @torch.no_grad()
 def test_a_batch_from_pictures_equals_one_from_features(sources: tuple[FeatureSource, RawSource, Encoders]) -> None:
     features, raw, encoders = sources
-    assert features.by_task == raw.by_task
+    assert features.by_task == raw.by_task and features.sha256 == raw.sha256
     draws = draws_of_every_kind(raw)
     expected = collate([features.item(draw) for draw in draws])
     found = encode_batch(encoders, collate([raw.item(draw) for draw in draws]))

@@ -212,6 +212,9 @@ def write_folder(folder: Path, model: TextToImage | None = None, coder: autoenco
     vae.load_state_dict(_diffusers_autoencoder(coder.state_dict()))
     for name, part in {"unet": model.unet, "text_encoder": text, "vae": vae}.items():
         part.save_pretrained(folder / name)
+    told = folder / "vae" / "config.json"  # diffusers writes one setting there of which it warns when it reads it
+    settings = {name: value for name, value in json.loads(told.read_text()).items() if name != "block_out_channels"}
+    told.write_text(json.dumps(settings, indent=2) + "\n")
     DDIMScheduler(**base.SCHEDULE).save_pretrained(folder / "scheduler")
     parts = {
         "unet": ["diffusers", "UNet2DConditionModel"],

@@ -28,6 +28,9 @@ LEFT_TO_CONDITION: dict[Task, tuple[str, ...]] = {
     Task.COMPOSITION: ("layout",),
     Task.FACE: ("identity", "layout"),
 }
+# Training prompts also leave out some of what the task does not take, so that it is not taken where nobody named it.
+# Those of the held-out pairs name it all, for the truth to be known.
+UNSAID_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,10 @@ def pair(task: Task, generator: np.random.Generator, held_out: bool = False) -> 
         condition = target
     square = tuple(int(value) for value in generator.integers(0, 256, 3))
     picture = render_cut_out(condition, square) if task is Task.OBJECT else render(condition)
-    left = LEFT_TO_CONDITION.get(task) or tuple(part for part in PARTS if generator.random() < 0.5)
+    left = LEFT_TO_CONDITION.get(task, ())
+    if task is Task.EVERYTHING or not held_out:
+        share = 0.5 if task is Task.EVERYTHING else UNSAID_SHARE
+        left += tuple(part for part in PARTS if part not in left and generator.random() < share)
     prompt = caption(target, generator, left)
     condition_prompt = prompt if task is Task.EVERYTHING else caption(condition, generator)
     return Pair(task, condition, target, picture, prompt, left, condition_prompt)
