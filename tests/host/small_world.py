@@ -57,9 +57,9 @@ class SmallWorld:
         self.renew()
 
     def renew(self) -> None:
-        """The adapter as its file has it, at full strength, under the tasks' own instructions."""
+        """The adapter as its file has it, under the tasks' own instructions, guided as in docs/miniature/oracle.md."""
         self.adapter, self.instruction = load_model("miniature.safetensors"), ""
-        self.strength, self.guidance = 1.0, "auto"
+        self.strength, self.guidance = 1.0, "simple"
 
     def with_lora(self) -> Any:
         return host_nodes.LoraLoader().load_lora(self.model, self.clip, "miniature-woodcut.safetensors", 1.0, 0.0)[0]

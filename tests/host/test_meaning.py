@@ -1,11 +1,13 @@
 """What the pictures mean: a small sample of the miniature's table through the real host, judged by its oracle.
 
 The floors and ceilings lie between what the adapter reaches and what a broken one does; the breakages below show it.
+More pictures, and the figures in print: MEANING_CASES=100 pytest -rP tests/host/test_meaning.py -k pictures_take
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
@@ -24,24 +26,24 @@ from training.miniature.samples import LEFT_TO_CONDITION
 
 run_module = importlib.import_module(f"{inside.PACK}.nodes.host.run")
 
-CASES, SEED = 12, 2
+CASES, SEED = int(os.environ.get("MEANING_CASES", "12")), 2
 # The adapter's layers, in the order of its file: down, up, middle.
 OUTER, LOWER, MIDDLE = (0, 4, 5), (1, 2, 3), 6
 # By task: at least this share of the pictures should show what the condition or the prompt gives ...
 FLOORS = {
-    Task.EVERYTHING: {"condition subject": 0.5, "condition style": 0.5, "condition layout": 0.5},
-    Task.STYLE: {"condition style": 0.3, "prompt subject": 0.6, "prompt scene": 0.8},
-    Task.COMPOSITION: {"condition layout": 0.5, "prompt subject": 0.5, "prompt style": 0.8, "prompt scene": 0.8},
-    Task.OBJECT: {"condition subject": 0.4, "condition colour": 0.7, "prompt style": 0.8, "prompt scene": 0.8},
-    Task.FACE: {"condition identity": 0.5, "prompt expression": 0.7, "prompt style": 0.8, "prompt scene": 0.8},
+    Task.EVERYTHING: {"condition subject": 0.6, "condition style": 0.7, "condition layout": 0.6},
+    Task.STYLE: {"condition style": 0.4, "prompt subject": 0.6, "prompt scene": 0.8},
+    Task.COMPOSITION: {"condition layout": 0.6, "prompt subject": 0.7, "prompt style": 0.8, "prompt scene": 0.8},
+    Task.OBJECT: {"condition subject": 0.6, "condition colour": 0.7, "prompt style": 0.8, "prompt scene": 0.8},
+    Task.FACE: {"condition identity": 0.7, "prompt expression": 0.8, "prompt style": 0.8, "prompt scene": 0.8},
 }
 # ... and at most this share what the condition shows beside it.
 CEILINGS = {
     Task.EVERYTHING: {},
-    Task.STYLE: {"condition subject": 0.2, "condition scene": 0.2, "condition layout": 0.3},
-    Task.COMPOSITION: {"condition subject": 0.3, "condition style": 0.2, "condition scene": 0.2},
+    Task.STYLE: {"condition subject": 0.2, "condition scene": 0.2, "condition layout": 0.2},
+    Task.COMPOSITION: {"condition subject": 0.2, "condition style": 0.2, "condition scene": 0.2},
     Task.OBJECT: {"background": 0.2, "condition style": 0.2},
-    Task.FACE: {"condition expression": 0.3, "condition style": 0.2, "condition scene": 0.2},
+    Task.FACE: {"condition expression": 0.2, "condition style": 0.2, "condition scene": 0.2},
 }
 
 
@@ -59,6 +61,7 @@ def world(loaded: SmallWorld) -> SmallWorld:
 
 def check(found: dict[str, Rate], floors: dict[str, float], ceilings: dict[str, float] = {}) -> None:
     """Fails with the figures that miss their bounds."""
+    print(", ".join(f"{name} {found[name].hits} of {found[name].count}" for name in (*floors, *ceilings)))
     missed = [f"{name} {found[name]} < {bound}" for name, bound in floors.items() if found[name].share < bound]
     missed += [f"{name} {found[name]} > {bound}" for name, bound in ceilings.items() if found[name].share > bound]
     assert not missed, "; ".join(missed)
@@ -110,7 +113,7 @@ def silence(world: SmallWorld, layers: Collection[int]) -> None:
         (shuffle_weights, Task.FACE, "condition identity"),
         (kill_the_middle_layers, Task.COMPOSITION, "condition layout"),
         (kill_the_middle_layers, Task.FACE, "condition identity"),
-        (swap_the_rows, Task.COMPOSITION, "prompt subject.*condition subject"),  # it follows no prompt, and leaks
+        (swap_the_rows, Task.COMPOSITION, "condition layout"),
         (swap_the_rows, Task.FACE, "condition identity"),
     ],
 )
@@ -145,6 +148,7 @@ def check_the_instruction(world: SmallWorld) -> None:
     for task in (Task.STYLE, Task.COMPOSITION):
         cases = reworded(crossed_cases(False, task, CASES, SEED, whole=True), ("style", "layout"))
         shares[task] = world.rates(cases)["condition style"].share
+    print({task.value: round(share, 2) for task, share in shares.items()})
     assert shares[Task.STYLE] - shares[Task.COMPOSITION] > 0.2, shares
 
 

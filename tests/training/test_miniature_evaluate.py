@@ -161,7 +161,7 @@ def _adapter(folder: Path, instructed: bool) -> Adapter:
 @pytest.fixture
 def config(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> evaluate.EvaluateConfig:
     monkeypatch.setattr(weights, "FOLDER", models / "weights")
-    rows = {"joint": "joint", "plain": "plain", "single": "single-{task}"}
+    rows = {"joint": "joint", "plain": "plain", "single": "single-{task}", "fixed": "joint"}
     rows = {row: str(models / f"{name}.safetensors") for row, name in rows.items()}
     settings = {"count": 2, "steps": 2, "weights": (0.4, 1.0), "crossed": ("joint",), "examples": 1, "device": "cpu"}
     return evaluate.EvaluateConfig(rows, tmp_path / "out", models / "expanded", **settings)
@@ -174,15 +174,19 @@ def test_a_whole_run_counts_every_picture_and_is_not_made_twice(
     found = json.loads((config.out / report.RESULTS).read_text())["found"]
     assert {one["trial"] for one in found.values()} == set(cases.TRIALS)
     assert {one["row"] for one in found.values() if one["trial"] == "style"} == {*config.rows, report.NO_ADAPTER}
-    assert {one["row"] for one in found.values() if one["trial"] == "face"} == {"joint", "plain", report.NO_ADAPTER}
+    knows_faces = {one["row"] for one in found.values() if one["trial"] == "face"}
+    assert knows_faces == {*config.rows, report.NO_ADAPTER} - {"single"}
     joint = {
         (one["wording"], one["weight"]) for one in found.values() if (one["trial"], one["row"]) == ("style", "joint")
     }
     assert joint == {("bank", 0.8), ("fixed", 0.8), ("unseen", 0.8), ("bank", 0.4), ("bank", 1.0)}
+    told = found["style | fixed | fixed | 0.8"], found["style | joint | fixed | 0.8"]
+    assert told[0]["rates"] == told[1]["rates"]  # the same file, told the same; the row joint is told the bank's above
     assert found["style | joint | bank | 0.8"]["rates"]["condition style"][1] == config.count
     tables = (config.out / report.TABLES).read_text()
-    for heading in ("### Style", "## Joint and single-task", "## Wordings", "## Weights", "### People, whole prompt"):
+    for heading in ("### Style", "## Joint, single-task and", "## Wordings", "## Weights", "### People, whole prompt"):
         assert heading in tables
+    assert "| task |  | joint | single | fixed | joint − single | joint − fixed |" in tables
     assert (config.out / "pictures.png").stat().st_size > 10_000
 
     made: list[evaluate.Job] = []

@@ -39,7 +39,7 @@ class EvaluateConfig:
         count: pictures of a trial.
         tables: tasks: all rows; wordings: rows that follow instructions and know all tasks; weights: the rows
             `weighed` at each of `weights`; crossing: the rows `crossed`, the same conditions for each task.
-        wording: of the instructions, in all tables but that of wordings.
+        wording: of the instructions, in all tables but that of wordings. The row fixed is told fixed ones.
         weight: strength of the adapters by task, as in `--weight all 1.0 face 0.9`; by default the reference's.
         guidance: by default each task's own. Rows that follow no instructions take simple guidance always.
         instruct_scale: of three-way guidance, in place of the reference's.
@@ -164,7 +164,8 @@ def plan(config: EvaluateConfig, models: Models) -> list[Job]:
 
     told = (config.wording,)
     if "tasks" in config.tables:
-        add(TASK_TRIALS | VARIED_TRIALS, [NO_ADAPTER, *config.rows], told, (None,))
+        for row in (NO_ADAPTER, *config.rows):
+            add(TASK_TRIALS | VARIED_TRIALS, [row], (report.own_wording(row, config.wording),), (None,))
     if "wordings" in config.tables:
         add(TASK_TRIALS, [row for row, path in config.rows.items() if TASK_PLACE not in path], WORDINGS, (None,))
     if "weights" in config.tables:

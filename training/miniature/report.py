@@ -23,7 +23,7 @@ from training.miniature.cases import (
 from training.shards import write_atomically
 
 RESULTS, TABLES = "results.json", "report.md"
-NO_ADAPTER, PLAIN, JOINT, SINGLE = "no adapter", "plain", "joint", "single"  # names of rows
+NO_ADAPTER, PLAIN, JOINT, SINGLE, FIXED = "no adapter", "plain", "joint", "single", "fixed"  # names of rows
 WORDINGS = ("fixed", "bank", "unseen")
 FACTORS = ("subject", "style", "layout", "scene", "colour", "identity", "expression")
 SOURCES = ("condition", "prompt")
@@ -31,8 +31,8 @@ CROSSED_FACTORS = {"things": OF_THINGS, "people": OF_PEOPLE}
 CROSSING = (
     "The share of pictures that show the condition's value / the prompt's value; the two never agree. Bold: what the "
     "task takes from the condition. An open prompt leaves that out, a whole prompt says it too, and against the "
-    "condition. With 500 pictures a 95 % interval reaches at most 0.044 to either side; colours, which not every style "
-    "shows, are counted in fewer."
+    "condition. With {count} pictures a 95 % interval reaches at most {reach:.2f} to either side; colours, which not "
+    "every style shows, are counted in fewer."
 )
 Rates = Mapping[str, Rate]
 
@@ -66,6 +66,11 @@ class Aim(NamedTuple):
         if self.least is not None:
             return "yes" if rate.share >= self.least else "no"
         return "" if bound is None else "yes" if rate.share <= bound else "no"
+
+
+def own_wording(row: str, wording: str) -> str:
+    """How a row is told where it matters not; what was trained on one wording a task is told that."""
+    return FIXED if row == FIXED else wording
 
 
 def leak(figure: str, most: float | None = None, above_chance: float | None = None) -> Aim:
@@ -141,7 +146,8 @@ class Results:
         if row == NO_ADAPTER:
             told, strength = ("",), 0.0
         else:
-            told = (self.shown["wording"] if wording is None else wording, "")
+            shown = own_wording(row, self.shown["wording"])
+            told = (shown if wording is None else wording, "")
             strength = self.shown["weight"][self.task(trial)] if weight is None else weight
         for one in self.found:
             if (one["trial"], one["row"], one["weight"]) == (trial, row, strength) and one["wording"] in told:
@@ -150,7 +156,7 @@ class Results:
 
     def rows(self, trial: str) -> list[str]:
         """Those measured as shown, the bare base first, then IPAdapter+."""
-        rows = dict.fromkeys([NO_ADAPTER, PLAIN, JOINT, SINGLE, *(one["row"] for one in self.found)])
+        rows = dict.fromkeys([NO_ADAPTER, PLAIN, JOINT, SINGLE, FIXED, *(one["row"] for one in self.found)])
         return [row for row in rows if self.rates(trial, row)]
 
     @staticmethod
@@ -174,7 +180,7 @@ def write(folder: Path) -> Path:
     content = json.loads(path.read_text())
     results = Results(content["settings"], content["shown"], list(content["found"].values()))
     parts = [head(results, folder / "pictures.png")]
-    parts += [part(results) for part in (tasks, single, wordings, weights, crossing)]
+    parts += [part(results) for part in (tasks, equal_steps, wordings, weights, crossing)]
     write_atomically(folder / TABLES, ("\n\n".join(part for part in parts if part) + "\n").encode())
     return folder / TABLES
 
@@ -254,16 +260,19 @@ def _task_line(aim: Aim, rates: Mapping[str, Rates]) -> list[str]:
     return [f"leak: {aim.figure}" if aim.leak else aim.figure, aim.target, *cells, met, change(joint, plain, aim.leak)]
 
 
-def single(results: Results) -> str:
-    """The joint adapter beside those of one task each."""
+def equal_steps(results: Results) -> str:
+    """The joint adapter beside those of one task each, and beside that of one wording a task."""
+    others = [row for row in (SINGLE, FIXED) if results.rates("style", row)]
     lines = []
     for trial in TASK_TRIALS:
-        joint, other = results.rates(trial, JOINT), results.rates(trial, SINGLE)
+        joint, *rest = (results.rates(trial, row) for row in (JOINT, *others))
         for aim in AIMS[trial]:
-            if aim.figure in joint and aim.figure in other:
-                one, two = joint[aim.figure], other[aim.figure]
-                lines.append([trial, aim.figure, text(one), text(two), change(one, two, aim.leak)])
-    return "## Joint and single-task\n\n" + table(["task", "", JOINT, SINGLE, "joint − single"], lines) if lines else ""
+            if aim.figure in joint and all(aim.figure in one for one in rest):
+                one, two = joint[aim.figure], [rates[aim.figure] for rates in rest]
+                changes = [change(one, other, aim.leak) for other in two]
+                lines.append([trial, aim.figure, *map(text, (one, *two)), *changes])
+    titles = ["task", "", JOINT, *others, *(f"joint − {other}" for other in others)]
+    return "## Joint, single-task and one wording a task\n\n" + table(titles, lines) if others and lines else ""
 
 
 def wordings(results: Results) -> str:
@@ -308,7 +317,9 @@ def crossing(results: Results) -> str:
             if lines:
                 factors = [factor.capitalize() for factor in CROSSED_FACTORS[who]]
                 parts.append(f"### {who.capitalize()}, {prompt} prompt\n\n" + table(["", "told", *factors], lines))
-    return "\n\n".join(["## The same conditions under each instruction", CROSSING, *parts]) if parts else ""
+    count = results.settings["count"]
+    about = CROSSING.format(count=count, reach=Rate(count // 2, count).interval[1] - 0.5)
+    return "\n\n".join(["## The same conditions under each instruction", about, *parts]) if parts else ""
 
 
 def _matrix_line(results: Results, row: str, task: Task, trial: str) -> list[str]:
