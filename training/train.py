@@ -85,7 +85,7 @@ def accumulation(config: TrainConfig, processes: int) -> int:
 
 def hold_to_settings(config: TrainConfig, identity: Mapping[str, Any]) -> None:
     """Keep the settings with the run, and hold a resumed run to them, once it has a checkpoint."""
-    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in FREE_SETTINGS} | dict(identity)
+    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS) | dict(identity)
     path = config.out / CONFIG
     begun = path.exists() and checkpoints.newest(config.out / CHECKPOINTS) is not None
     before = json.loads(path.read_text()) if begun else settings
