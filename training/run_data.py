@@ -13,12 +13,12 @@ from training.source import FeatureSource, RawSource, Source
 def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders | None, Source, Source | None]:
     """The base, the encoders where raw shards are trained on, the training samples, and those for validation."""
     validate = config.validation.every > 0
+    fixed_share = 1.0 if config.instructions == "fixed" else config.fixed_share
     if config.features is not None:
-        is_fixed = config.instructions == "fixed"
-        source = FeatureSource(config.features, "train", tally, is_fixed)
+        source = FeatureSource(config.features, "train", tally, fixed_share)
         base = load_base(config.base, config.base_config)
         hold_to_encoders(source, base)
-        validation = FeatureSource(config.features, "validation", tally, True) if validate else None
+        validation = FeatureSource(config.features, "validation", tally, 1.0) if validate else None
         return base, None, source, validation
     paths = EncoderPaths(
         base=config.base,
@@ -27,11 +27,9 @@ def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders |
         base_config=config.base_config,
     )
     encoders = load_encoders(paths, with_unet=True)
-    constant = {task: [text] for task, (text, *_) in PHRASES.items()}  # `fixed` for all tasks that own data may have
-    phrases = {**PHRASES, **load_bank()} if config.instructions == "bank" else constant
-    made = (encoders.image_tower.preprocess, config.resolution)
-    source = RawSource(config.data, "train", tally, *made, phrases)
-    validation = RawSource(config.data, "validation", tally, *made, constant) if validate else None
+    made = (encoders.image_tower.preprocess, config.resolution, {**PHRASES, **load_bank()})
+    source = RawSource(config.data, "train", tally, *made, fixed_share)
+    validation = RawSource(config.data, "validation", tally, *made, 1.0) if validate else None
     return encoders.base, encoders, source, validation
 
 

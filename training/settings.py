@@ -68,6 +68,8 @@ class TrainConfig(BaseModel):
     """Tasks and their weights in the mixture; by default all that the data hold, alike."""
     instructions: Literal["bank", "fixed"] = "bank"
     """A random phrasing of the bank each time, or always the task's fixed one (the paper's ablation)."""
+    fixed_share: float = Field(0.0, ge=0, le=1)
+    """With `bank`: share of the instructions that are the fixed wording all the same, which the nodes send."""
     dropout: Dropout = Field(default_factory=Dropout)
     """How often conditions are dropped."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ipadapter_instruct_core.tasks import EVERYTHING_ROW, Task
+from ipadapter_instruct_core.tasks import EVERYTHING_ROW, PHRASES, Task
 from PIL import Image
 from torch import Tensor
 from training.datasets.sample import Sample
@@ -27,9 +27,11 @@ class Source:
 
     Attributes:
         sha256: of all raw shards of the split, also where these were encoded since.
+        fixed_share: of the instructions, that are the task's fixed wording and not one of the bank.
     """
 
-    def __init__(self, folders: Sequence[Path], split: str, tally: Tally) -> None:
+    def __init__(self, folders: Sequence[Path], split: str, tally: Tally, fixed_share: float = 0.0) -> None:
+        self.fixed_share = fixed_share
         known = len(tally.skipped)
         hashes = {path: sha for folder in folders for path, sha in self._shards(folder) if path.name.startswith(split)}
         self.sha256 = hashlib.sha256(" ".join(sorted(hashes.values())).encode()).hexdigest()
@@ -57,6 +59,11 @@ class Source:
         """Paths, and the SHA-256 of what was built."""
         return [(folder / shard["name"], shard["sha256"]) for shard in read_manifest(folder, "build")["shards"]]
 
+    def wording(self, draw: Draw, count: int) -> int:
+        """0 for the task's fixed wording, else the number of one of ``count``, from 1."""
+        share = self.fixed_share
+        return 0 if draw.instruction < share else 1 + int((draw.instruction - share) / (1 - share) * count)
+
     def pictures(self, index: int) -> tuple[Image.Image, Image.Image]:
         """Condition and target of a sample; shards of features hold them for validation samples alone."""
         return Sample.from_members(self.shards[index]).pictures()
@@ -73,14 +80,14 @@ class Source:
 class FeatureSource(Source):
     """Features as `encode` writes them: nothing is encoded during training."""
 
-    def __init__(self, features: Path, split: str, tally: Tally, fixed_instructions: bool = False) -> None:
+    def __init__(self, features: Path, split: str, tally: Tally, fixed_share: float = 0.0) -> None:
         """Raises ValueError where the folder holds no whole set of features."""
-        self.features, self.fixed_instructions = features, fixed_instructions
+        self.features = features
         self.settings = read_manifest(features, "encode")
         for name in (ROWS, INSTRUCTIONS):
             if not (features / name).is_file():
                 raise ValueError(f"{features} holds no {name}: `encode` was interrupted; give its command again.")
-        super().__init__(sorted(path.parent for path in features.glob(f"*/{MANIFEST}")), split, tally)
+        super().__init__(sorted(path.parent for path in features.glob(f"*/{MANIFEST}")), split, tally, fixed_share)
 
     def _shards(self, folder: Path) -> list[tuple[Path, str]]:
         shards = [(folder / name, sha) for name, sha in read_manifest(folder, "encode")["source"].items()]
@@ -113,8 +120,7 @@ class FeatureSource(Source):
             return self.rows["everything_instruction"]
         named = f"{draw.task.value}/{self.words[draw.sample].get('subject', '')}"
         table = self.instructions.get(named) or self.instructions[draw.task.value]
-        count = table.get_shape()[0]
-        return table[0 if self.fixed_instructions else 1 + int(draw.instruction * (count - 1))]
+        return table[self.wording(draw, table.get_shape()[0] - 1)]
 
     def item(self, draw: Draw) -> dict[str, Any]:
         from safetensors import SafetensorError
@@ -148,9 +154,10 @@ class RawSource(Source):
         preprocess: Any,
         resolution: int,
         phrases: Mapping[Task, Sequence[str]],
+        fixed_share: float = 0.0,
     ) -> None:
         self.preprocess, self.resolution, self.phrases = preprocess, resolution, phrases
-        super().__init__(folders, split, tally)
+        super().__init__(folders, split, tally, fixed_share)
 
     def instruction(self, draw: Draw) -> str:
         from training.instructions import with_subject
@@ -160,7 +167,8 @@ class RawSource(Source):
         if draw.told_everything:
             return EVERYTHING_ROW
         phrases = self.phrases[draw.task]
-        phrase = phrases[int(draw.instruction * len(phrases))]
+        number = self.wording(draw, len(phrases))
+        phrase = phrases[number - 1] if number else PHRASES[draw.task][0]
         subject = self.words[draw.sample].get("subject", "")
         return with_subject(phrase, subject) if subject and draw.task is Task.OBJECT else phrase
 

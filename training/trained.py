@@ -75,12 +75,9 @@ def start_adapter(
         return adapter
     adapter = load(start).float()
     check_fit(start.name, adapter.config, {**widths, "instruction": None, "prompt": None}, layers)
-    if adapter.config.follows_instructions and adapter.config.instruction_encoder is not instruction_encoder:
-        raise ValueError(
-            f"{start.name} was trained with instructions by {adapter.config.instruction_encoder.value}, these are by "
-            f"{instruction_encoder.value}; encode them with the encoder that it was trained with."
-        )
-    if not adapter.config.follows_instructions and instruction_width is not None:
+    if adapter.config.follows_instructions:
+        _check_encoder(start.name, adapter.config, instruction_encoder)
+    elif instruction_width is not None:
         adapter = adapter.with_instruction(instruction_width, prompt_width, generator)
     if (adapter.config.instruction_width, adapter.config.prompt_width) != (instruction_width, prompt_width):
         raise ValueError(
@@ -91,6 +88,14 @@ def start_adapter(
     adapter.config = replace(adapter.config, instruction_encoder=instruction_encoder, base=kind)
     adapter.image_proj.config = adapter.config
     return adapter.requires_grad_(True).train()
+
+
+def _check_encoder(name: str, config: AdapterConfig, encoder: InstructionEncoder) -> None:
+    if config.instruction_encoder is not encoder:
+        raise ValueError(
+            f"{name} was trained with instructions by {config.instruction_encoder.value}, these are by "
+            f"{encoder.value}; encode them with the encoder that it was trained with."
+        )
 
 
 def check_fit(

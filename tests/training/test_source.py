@@ -162,11 +162,20 @@ def test_a_subjects_phrasings_name_it(sd15: Setup) -> None:
 
 
 def test_fixed_instructions_are_always_the_first(workshop: Path, sd15: Setup) -> None:
-    source = FeatureSource(sd15.features.features, "train", Tally(0.0), fixed_instructions=True)
+    source = FeatureSource(sd15.features.features, "train", Tally(0.0), fixed_share=1.0)
     for task, name in ((Task.STYLE, "style"), (Task.OBJECT, "object/coffee")):
         for instruction in (0.0, 0.5, 0.999):
             draw = sd15.draw(task, Dropped.NOTHING, 2, instruction)
             assert torch.equal(source.item(draw)["instruction"], sd15.tables[name][0])
+
+
+def test_a_share_of_the_instructions_is_fixed(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in (setup.features, setup.raw):
+        monkeypatch.setattr(source, "fixed_share", 0.25)
+        draws = [setup.draw(Task.STYLE, Dropped.NOTHING, instruction=number) for number in (0, 0.249, 0.25, 0.5, 0.999)]
+        assert [source.wording(draw, 3) for draw in draws] == [0, 0, 1, 2, 3]
+    assert [setup.raw.instruction(draws[at]) for at in (1, 2)] == ["use the style", "style, wording 0"]
+    assert torch.equal(setup.features.item(draws[1])["instruction"], setup.tables["style"][0])
 
 
 GUIDED = {

@@ -121,8 +121,7 @@ def fit(
         with torch.no_grad():
             torch._foreach_lerp_([average[name] for name in floats], [state[name] for name in floats], 1 - keep)
         if done % 20 == 0:
-            numbers = {name: round(float(value), 5) for name, value in figures.items()}
-            line = {"step": done, "loss": loss.item(), **numbers, "seconds": round(time.monotonic() - began, 1)}
+            line = {"step": done, "loss": loss, **figures, "seconds": time.monotonic() - began}
             _write_line(folder / "log.jsonl", line)
         if done % settings.save_every == 0 or done == settings.steps:
             kept = {"model": state, "average": average, "optimizer": optimizer.state_dict(), "step": done}
@@ -132,8 +131,9 @@ def fit(
 
 
 def _write_line(path: Path, line: dict[str, Any]) -> None:
+    """Numbers and tensors of one number; looking at a tensor waits for the device."""
     with open(path, "a") as log:
-        log.write(json.dumps(line) + "\n")
+        log.write(json.dumps({name: round(float(value), 5) for name, value in line.items()}) + "\n")
 
 
 def _replace(path: Path, kept: dict[str, Any]) -> None:
