@@ -94,6 +94,14 @@ def test_a_plain_background_is_seen_and_a_scene_is_not_taken_for_one() -> None:
     assert rates_of(chosen, shown, faint.clip(0, 255).astype(np.uint8))["background"].share == 1
 
 
+def test_only_known_cases_are_of_combinations_of_training() -> None:
+    for task in TASKS:
+        assert all(case.target.held_out for case in cases.TRIALS[task.value].cases(20, 0))
+        known = cases.TRIALS[f"{task.value}, known"].cases(20, 0)
+        assert not any(case.target.held_out for case in known)
+        assert task is Task.OBJECT or not any(case.condition.held_out for case in known)
+
+
 def test_cases_come_from_the_seed_and_their_number_alone() -> None:
     for trial in cases.TRIALS.values():
         few, many, others = trial.cases(3, 0), trial.cases(5, 0)[:3], trial.cases(3, 1)
@@ -184,7 +192,7 @@ def test_a_whole_run_counts_every_picture_and_is_not_made_twice(
     assert told[0]["rates"] == told[1]["rates"]  # the same file, told the same; the row joint is told the bank's above
     assert found["style | joint | bank | 0.8"]["rates"]["condition style"][1] == config.count
     tables = (config.out / report.TABLES).read_text()
-    for heading in ("### Style", "## Joint, single-task and", "## Wordings", "## Weights", "### People, whole prompt"):
+    for heading in ("### Style", "## Joint, single-task and", "## Wordings", "## Weights", "| joint, held out | joint, known |", "### People"):
         assert heading in tables
     assert "| task |  | joint | single | fixed | joint − single | joint − fixed |" in tables
     assert (config.out / "pictures.png").stat().st_size > 10_000

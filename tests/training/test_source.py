@@ -174,7 +174,7 @@ def test_a_share_of_the_instructions_is_fixed(setup: Setup, monkeypatch: pytest.
         monkeypatch.setattr(source, "fixed_share", 0.25)
         draws = [setup.draw(Task.STYLE, Dropped.NOTHING, instruction=number) for number in (0, 0.249, 0.25, 0.5, 0.999)]
         assert [source.wording(draw, 3) for draw in draws] == [0, 0, 1, 2, 3]
-    assert [setup.raw.instruction(draws[at]) for at in (1, 2)] == ["use the style", "style, wording 0"]
+    assert [setup.raw.instruction(draws[at]) for at in (1, 2)] == ["use the style", setup.raw.phrases[Task.STYLE][0]]
     assert torch.equal(setup.features.item(draws[1])["instruction"], setup.tables["style"][0])
 
 

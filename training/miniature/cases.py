@@ -112,15 +112,18 @@ def said_by_prompt(target: Factors, left_out: Sequence[str]) -> tuple[str, ...]:
 
 
 @cache
-def _pairs(task: Task, count: int, seed: int) -> list[Pair]:
+def _pairs(task: Task, count: int, seed: int, held_out: bool) -> list[Pair]:
     place = TASKS.index(task)
-    return [pair(task, np.random.default_rng([seed, place, number]), held_out=True) for number in range(count)]
+    return [pair(task, np.random.default_rng([seed, place, number]), held_out) for number in range(count)]
 
 
-def task_cases(task: Task, count: int, seed: int = 0, prompted: bool = True, named: bool = True) -> list[Case]:
-    """Held-out pairs of one task as it is trained; each depends on the seed and its number alone.
+def task_cases(
+    task: Task, count: int, seed: int = 0, prompted: bool = True, named: bool = True, held_out: bool = True
+) -> list[Case]:
+    """Pairs of one task as it is trained; each depends on the seed and its number alone.
 
     Args:
+        held_out: False: new pictures of combinations that training has shown.
         prompted: False: the prompts are empty.
         named: False: object instructions do not say which object.
     """
@@ -136,7 +139,7 @@ def task_cases(task: Task, count: int, seed: int = 0, prompted: bool = True, nam
             seed * 1_000_003 + number,
             cut_out=task is Task.OBJECT,
         )
-        for number, one in enumerate(_pairs(task, count, seed))
+        for number, one in enumerate(_pairs(task, count, seed, held_out))
     ]
 
 
@@ -188,6 +191,7 @@ VARIED_TRIALS = {
     "everything without a prompt": Trial(Task.EVERYTHING, partial(task_cases, Task.EVERYTHING, prompted=False)),
     "object without its name": Trial(Task.OBJECT, partial(task_cases, Task.OBJECT, named=False)),
 }
+KNOWN_TRIALS = {f"{task.value}, known": Trial(task, partial(task_cases, task, held_out=False)) for task in TASKS}
 CROSSED_TRIALS = {
     f"{who}, {prompt} prompt, {task.value}": Trial(
         task, partial(crossed_cases, who == "people", task, whole=prompt == "whole")
@@ -196,7 +200,7 @@ CROSSED_TRIALS = {
     for prompt in PROMPTS
     for task in tasks
 }
-TRIALS = TASK_TRIALS | VARIED_TRIALS | CROSSED_TRIALS
+TRIALS = TASK_TRIALS | VARIED_TRIALS | KNOWN_TRIALS | CROSSED_TRIALS
 
 
 def score(cases: Sequence[Case], pictures: Tensor, oracle: Oracle) -> dict[str, Rate]:

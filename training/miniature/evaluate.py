@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from training.grids import CELL, grid
 from training.miniature import report
-from training.miniature.cases import CROSSED_TASKS, CROSSED_TRIALS, TASK_TRIALS, TRIALS, VARIED_TRIALS, score
+from training.miniature.cases import CROSSED_TASKS, CROSSED_TRIALS, KNOWN_TRIALS, TASK_TRIALS, TRIALS, VARIED_TRIALS, score
 from training.miniature.painting import TASK_PLACE, Loaded, Models, Prepared, load_models, paint
 from training.miniature.report import JOINT, NO_ADAPTER, PLAIN, WORDINGS
 from training.miniature.samples import TASKS
@@ -38,7 +38,8 @@ class EvaluateConfig:
         models: the folder that `expand` has written.
         count: pictures of a trial.
         tables: tasks: all rows; wordings: rows that follow instructions and know all tasks; weights: the rows
-            `weighed` at each of `weights`; crossing: the rows `crossed`, the same conditions for each task.
+            `weighed` at each of `weights`; known: the rows `crossed`, on combinations that training has shown; crossing:
+            the rows `crossed`, the same conditions for each task.
         wording: of the instructions, in all tables but that of wordings. The row fixed is told fixed ones.
         weight: strength of the adapters by task, as in `--weight all 1.0 face 0.9`; by default the reference's.
         guidance: by default each task's own. Rows that follow no instructions take simple guidance always.
@@ -52,8 +53,8 @@ class EvaluateConfig:
     out: Path = Path("runs/miniature/evaluation")
     models: Path = Path("runs/miniature/expanded")
     count: int = 500
-    tables: tuple[Literal["tasks", "wordings", "weights", "crossing"], ...] = (
-        "tasks", "wordings", "weights", "crossing"
+    tables: tuple[Literal["tasks", "wordings", "weights", "known", "crossing"], ...] = (
+        "tasks", "wordings", "weights", "known", "crossing"
     )  # fmt: skip
     wording: Literal["fixed", "bank", "unseen"] = "bank"
     weight: dict[str, float] = field(default_factory=dict)
@@ -170,6 +171,8 @@ def plan(config: EvaluateConfig, models: Models) -> list[Job]:
         add(TASK_TRIALS, [row for row, path in config.rows.items() if TASK_PLACE not in path], WORDINGS, (None,))
     if "weights" in config.tables:
         add(TASK_TRIALS, known(config.weighed), told, config.weights)
+    if "known" in config.tables:
+        add(KNOWN_TRIALS, known(config.crossed), told, (None,))
     if "crossing" in config.tables:
         add(CROSSED_TRIALS, [NO_ADAPTER, *known(config.crossed)], told, (None,))
     return sorted(dict.fromkeys(jobs), key=lambda job: list(TRIALS).index(job.trial))

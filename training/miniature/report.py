@@ -180,7 +180,7 @@ def write(folder: Path) -> Path:
     content = json.loads(path.read_text())
     results = Results(content["settings"], content["shown"], list(content["found"].values()))
     parts = [head(results, folder / "pictures.png")]
-    parts += [part(results) for part in (tasks, equal_steps, wordings, weights, crossing)]
+    parts += [part(results) for part in (tasks, equal_steps, wordings, weights, combinations, crossing)]
     write_atomically(folder / TABLES, ("\n\n".join(part for part in parts if part) + "\n").encode())
     return folder / TABLES
 
@@ -293,6 +293,14 @@ def weights(results: Results) -> str:
             lines = _lines(columns, lambda trial, weight, row=row: results.rates(trial, row, weight=weight))
             parts.append(f"### {row.capitalize()}\n\n" + table(["task", "", *map(str, columns)], lines))
     return "\n\n".join(["## Weights", *parts]) if parts else ""
+
+
+def combinations(results: Results) -> str:
+    """Each row that was measured on combinations that training has shown, beside those that it has not."""
+    columns = [(row, suffix) for row in results.rows("style, known") for suffix in ("", ", known")]
+    lines = _lines(columns, lambda trial, column: results.rates(trial + column[1], column[0]))
+    titles = ["task", "", *(f"{row}{suffix or ', held out'}" for row, suffix in columns)]
+    return "## Combinations that training has shown\n\n" + table(titles, lines) if lines else ""
 
 
 def _lines(columns: Sequence[Any], rates: Callable[[str, Any], Rates]) -> list[list[str]]:
