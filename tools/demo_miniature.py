@@ -76,7 +76,11 @@ class Condition:
 
 CONDITIONS = (
     Condition("a cat, poster", "something in the snow", Factors("cat", "poster", "upper left", "night", "yellow")),
-    Condition("boats, stained glass", "a yellow house on a meadow", Factors("boat", "glass", "pair", "sea", "red")),
+    Condition(
+        "a boat, stained glass",
+        "something on a meadow",
+        Factors("boat", "glass", "upper left", "desert", "teal"),
+    ),
     Condition(
         "a fish, cut out",
         "something in a room, stained glass",
@@ -97,7 +101,7 @@ CONDITIONS = (
 # The ControlNet's lines and style, and the layout that is taken under the LoRA.
 DRAWN = Factors("house", "pencil", "near and far", "snow", "red")
 DRAWN_PROMPT, LORA_PROMPT = "red houses in the snow", "a purple car in the desert"
-STYLE_OF, LAYOUT_OF = CONDITIONS[1], CONDITIONS[0]
+STYLE_OF = LAYOUT_OF = CONDITIONS[1]
 
 
 def miniature_demo(folder: Path) -> Demo:
