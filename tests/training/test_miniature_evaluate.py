@@ -192,8 +192,9 @@ def test_a_whole_run_counts_every_picture_and_is_not_made_twice(
     assert told[0]["rates"] == told[1]["rates"]  # the same file, told the same; the row joint is told the bank's above
     assert found["style | joint | bank | 0.8"]["rates"]["condition style"][1] == config.count
     tables = (config.out / report.TABLES).read_text()
-    for heading in ("### Style", "## Joint, single-task and", "## Wordings", "## Weights", "| joint, held out | joint, known |", "### People"):
+    for heading in ("### Style", "## Joint, single-task and", "## Wordings", "## Weights", "### People, whole prompt"):
         assert heading in tables
+    assert "| joint, held out | joint, known |" in tables
     assert "| task |  | joint | single | fixed | joint − single | joint − fixed |" in tables
     assert (config.out / "pictures.png").stat().st_size > 10_000
 

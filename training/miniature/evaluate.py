@@ -15,7 +15,15 @@ from PIL import Image
 from torch import Tensor
 from training.grids import CELL, grid
 from training.miniature import report
-from training.miniature.cases import CROSSED_TASKS, CROSSED_TRIALS, KNOWN_TRIALS, TASK_TRIALS, TRIALS, VARIED_TRIALS, score
+from training.miniature.cases import (
+    CROSSED_TASKS,
+    CROSSED_TRIALS,
+    KNOWN_TRIALS,
+    TASK_TRIALS,
+    TRIALS,
+    VARIED_TRIALS,
+    score,
+)
 from training.miniature.painting import TASK_PLACE, Loaded, Models, Prepared, load_models, paint
 from training.miniature.report import JOINT, NO_ADAPTER, PLAIN, WORDINGS
 from training.miniature.samples import TASKS
@@ -38,8 +46,8 @@ class EvaluateConfig:
         models: the folder that `expand` has written.
         count: pictures of a trial.
         tables: tasks: all rows; wordings: rows that follow instructions and know all tasks; weights: the rows
-            `weighed` at each of `weights`; known: the rows `crossed`, on combinations that training has shown; crossing:
-            the rows `crossed`, the same conditions for each task.
+            `weighed` at each of `weights`; known: the rows `crossed`, on combinations that training has shown;
+            crossing: the rows `crossed`, the same conditions for each task.
         wording: of the instructions, in all tables but that of wordings. The row fixed is told fixed ones.
         weight: strength of the adapters by task, as in `--weight all 1.0 face 0.9`; by default the reference's.
         guidance: by default each task's own. Rows that follow no instructions take simple guidance always.
