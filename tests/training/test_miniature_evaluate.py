@@ -102,6 +102,17 @@ def test_only_known_cases_are_of_combinations_of_training() -> None:
         assert task is Task.OBJECT or not any(case.condition.held_out for case in known)
 
 
+def test_known_combinations_stand_beside_those_held_out() -> None:
+    made = {"row": "joint", "wording": "bank", "weight": 0.8}
+    hits = {"style": 1, "style, known": 3}
+    found = [made | {"trial": trial, "rates": {"condition style": [hits[trial], 4]}} for trial in hits]
+    shown = {"wording": "bank", "weight": {task.value: 0.8 for task in TASKS}}
+    lines = report.combinations(report.Results({}, shown, found)).splitlines()
+    assert lines[2] == "| task |  | joint, held out | joint, known |"
+    cells = [report.text(Rate(count, 4)) for count in hits.values()]
+    assert lines[4:] == [f"| style | condition style | {cells[0]} | {cells[1]} |"]
+
+
 def test_cases_come_from_the_seed_and_their_number_alone() -> None:
     for trial in cases.TRIALS.values():
         few, many, others = trial.cases(3, 0), trial.cases(5, 0)[:3], trial.cases(3, 1)
