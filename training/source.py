@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ipadapter_instruct_core.tasks import EVERYTHING_ROW, PHRASES, Task
+from ipadapter_instruct_core.tasks import EVERYTHING_ROW, Task, phrase
 from PIL import Image
 from torch import Tensor
 from training.datasets.sample import Sample
@@ -168,9 +168,9 @@ class RawSource(Source):
             return EVERYTHING_ROW
         phrases = self.phrases[draw.task]
         number = self.wording(draw, len(phrases))
-        phrase = phrases[number - 1] if number else PHRASES[draw.task][0]
+        words = phrases[number - 1] if number else phrase(draw.task)
         subject = self.words[draw.sample].get("subject", "")
-        return with_subject(phrase, subject) if subject and draw.task is Task.OBJECT else phrase
+        return with_subject(words, subject) if subject and draw.task is Task.OBJECT else words
 
     def item(self, draw: Draw) -> dict[str, Any]:
         sample = Sample.from_members(self.shards[draw.sample])

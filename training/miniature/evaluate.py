@@ -168,7 +168,7 @@ def plan(config: EvaluateConfig, models: Models) -> list[Job]:
                     own = [strength(config, task) if weight is None else weight for weight in weights]
                     jobs.extend(Job(trial, row, words, weight) for words in told for weight in own)
 
-    def known(rows: tuple[str, ...]) -> list[str]:
+    def given(rows: tuple[str, ...]) -> list[str]:
         return [row for row in rows if row in config.rows]
 
     told = (config.wording,)
@@ -178,11 +178,11 @@ def plan(config: EvaluateConfig, models: Models) -> list[Job]:
     if "wordings" in config.tables:
         add(TASK_TRIALS, [row for row, path in config.rows.items() if TASK_PLACE not in path], WORDINGS, (None,))
     if "weights" in config.tables:
-        add(TASK_TRIALS, known(config.weighed), told, config.weights)
+        add(TASK_TRIALS, given(config.weighed), told, config.weights)
     if "known" in config.tables:
-        add(KNOWN_TRIALS, known(config.crossed), told, (None,))
+        add(KNOWN_TRIALS, given(config.crossed), told, (None,))
     if "crossing" in config.tables:
-        add(CROSSED_TRIALS, [NO_ADAPTER, *known(config.crossed)], told, (None,))
+        add(CROSSED_TRIALS, [NO_ADAPTER, *given(config.crossed)], told, (None,))
     return sorted(dict.fromkeys(jobs), key=lambda job: list(TRIALS).index(job.trial))
 
 

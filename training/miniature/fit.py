@@ -121,8 +121,7 @@ def fit(
         with torch.no_grad():
             torch._foreach_lerp_([average[name] for name in floats], [state[name] for name in floats], 1 - keep)
         if done % 20 == 0:
-            line = {"step": done, "loss": loss, **figures, "seconds": time.monotonic() - began}
-            _write_line(folder / "log.jsonl", line)
+            _write_line(folder / "log.jsonl", done, {"loss": loss, **figures, "seconds": time.monotonic() - began})
         if done % settings.save_every == 0 or done == settings.steps:
             kept = {"model": state, "average": average, "optimizer": optimizer.state_dict(), "step": done}
             _replace(folder / "state.pt", kept)
@@ -130,10 +129,11 @@ def fit(
     return model.eval()
 
 
-def _write_line(path: Path, line: dict[str, Any]) -> None:
-    """Numbers and tensors of one number; looking at a tensor waits for the device."""
+def _write_line(path: Path, step: int, figures: dict[str, Any]) -> None:
+    """``figures`` are numbers, or tensors of one number, and looking at these waits for the device."""
+    line = {"step": step, **{name: round(float(value), 5) for name, value in figures.items()}}
     with open(path, "a") as log:
-        log.write(json.dumps({name: round(float(value), 5) for name, value in line.items()}) + "\n")
+        log.write(json.dumps(line) + "\n")
 
 
 def _replace(path: Path, kept: dict[str, Any]) -> None:
