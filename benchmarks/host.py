@@ -20,6 +20,7 @@ from tools.tiny_shapes import FULL_UNET, TEXT
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = 5.0
+SDXL_TEXT = 2048
 THREE_WAY = {"guidance": "three-way", "instruct_scale": 2.0, "image_scale": 0.5}  # no factor is 0: four rows
 SIZES = ("small", "real")
 
@@ -64,41 +65,55 @@ def unet(size: str) -> Any:
     """A MODEL with SD1.5's 16 cross-attentions: of its real dimensions, or small, where launches take the time."""
     import comfy.sd
 
-    weights = checkpoint(FULL_UNET, seed=1) if size == "small" else _real_unet_weights()
-    return comfy.sd.load_diffusion_model_state_dict(weights)
+    if size == "real":
+        return random_model("sd15", torch.float32)
+    return comfy.sd.load_diffusion_model_state_dict(checkpoint(FULL_UNET, seed=1))
 
 
-def _real_unet_weights() -> dict[str, torch.Tensor]:
-    """Random weights for each key and shape of the host's own SD1.5 UNet."""
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-    shape_only = UNetModel(
-        image_size=32,
-        in_channels=4,
-        out_channels=4,
-        model_channels=320,
-        num_res_blocks=[2, 2, 2, 2],
-        channel_mult=(1, 2, 4, 4),
-        num_heads=8,
-        use_spatial_transformer=True,
-        transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-        transformer_depth_middle=1,
-        transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        context_dim=TEXT,
-        device="meta",
-    )
-    shapes = {key: tuple(value.shape) for key, value in shape_only.state_dict().items()}
-    return strided_weights(shapes, unet_gain, seed=1)
+_SD15 = {
+    "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "context_dim": TEXT, "num_heads": 8, "use_linear_in_transformer": False,
+}  # fmt: skip
+_SDXL = {
+    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "context_dim": SDXL_TEXT, "num_head_channels": 64, "use_linear_in_transformer": True,
+    "num_classes": "sequential", "adm_in_channels": 2816,
+}  # fmt: skip
 
 
-def adapter_weights(widths: list[int], instruct: bool = True) -> dict[str, dict[str, torch.Tensor]]:
-    """An SD1.5 adapter for cross-attentions of these widths: the released layout, or IPAdapter+'s, which is the
-    same without the prompt and the instruction."""
-    shapes = projector_shapes(TEXT)
+def random_model(base: str, dtype: torch.dtype, channels: int = 320) -> Any:
+    """A MODEL of the host's own SD1.5 or SDXL classes, of so many channels on its first level; random weights."""
+    import comfy.model_management as management
+    import comfy.supported_models as supported
+    from comfy.model_patcher import ModelPatcher
+
+    kind, layers = {"sd15": (supported.SD15, _SD15), "sdxl": (supported.SDXL, _SDXL)}[base]
+    layers = layers | ({"num_head_channels": min(64, channels)} if base == "sdxl" else {})
+    common = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "legacy": False}
+    config = kind({**common, "use_spatial_transformer": True, **layers})
+    config.set_inference_dtype(dtype, None)
+    device = management.get_torch_device()
+    model = config.get_model({}, device=device)
+    generator = torch.Generator(device).manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=unet_gain(name) / weight[0].numel() ** 0.5, generator=generator)
+            else:
+                weight.fill_(float(name.endswith("weight")))
+    return ModelPatcher(model, load_device=device, offload_device=management.unet_offload_device())
+
+
+def adapter_weights(widths: list[int], instruct: bool = True, text: int = TEXT) -> dict[str, dict[str, torch.Tensor]]:
+    """An adapter for cross-attentions of these widths that read a ``text`` so wide (SD1.5's or SDXL's): the released
+    layout, or IPAdapter+'s, which is the same without the prompt and the instruction."""
+    shapes = projector_shapes(TEXT if text == TEXT else 1280, output=text)
     if not instruct:
         shapes = {key: shape for key, shape in shapes.items() if "new_input" not in key and "prompt" not in key}
     names = [f"{2 * i + 1}.to_{kind}_ip.weight" for i in range(len(widths)) for kind in ("k", "v")]
-    key_values = {name: (widths[i // 2], TEXT) for i, name in enumerate(names)}
+    key_values = {name: (widths[i // 2], text) for i, name in enumerate(names)}
     groups = {
         "image_proj": strided_weights(shapes, adapter_gain, seed=6),
         "ip_adapter": strided_weights(key_values, adapter_gain, seed=7),
@@ -150,7 +165,7 @@ class Ours:
         slots = pack("nodes.host.slots").cross_attentions(model.model.diffusion_model)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "adapter.bin"
-            torch.save(adapter_weights([slot.width for slot in slots]), file)
+            torch.save(adapter_weights([slot.width for slot in slots], text=slots[0].text_width), file)
             self.adapter = pack("nodes.host.memory").load_adapter(str(file), file.name)
         tasks, guidance = pack("ipadapter_instruct_core.tasks"), pack("ipadapter_instruct_core.guidance")
         texts = {row: (random(1, 77, TEXT, seed=i), random(1, 77, TEXT, seed=9)) for i, row in enumerate(guidance.Row)}
@@ -198,15 +213,19 @@ def with_rows(model: Any, more: int) -> Any:
     return clone
 
 
-def sample(model: Any, latent: int, steps: int, on_step: Callable[[int], None] | None = None) -> torch.Tensor:
+def sample(
+    model: Any, latent: int, steps: int, on_step: Callable[[int], None] | None = None, batch: int = 1
+) -> torch.Tensor:
     """Sample with KSampler's own parts (euler, normal, cfg 5); ``on_step(i)`` is called after the i-th model step."""
     import comfy.samplers
 
+    width = model.model.diffusion_model.get_submodule("middle_block.1.transformer_blocks.0.attn2.to_k").in_features
+    pooled = {"pooled_output": random(1, 1280, seed=14)} if width == SDXL_TEXT else {}
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds([[random(1, 77, TEXT, seed=11), {}]], [[random(1, 77, TEXT, seed=12), {}]])
+    guider.set_conds([[random(1, 77, width, seed=11), pooled]], [[random(1, 77, width, seed=12), pooled]])
     guider.set_cfg(CFG)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-    noise = random(1, 4, latent, latent, seed=13)
+    noise = random(batch, 4, latent, latent, seed=13)
     return guider.sample(
         noise,
         torch.zeros_like(noise),

@@ -24,6 +24,28 @@ class Result:
         return None if self.target is None else self.value <= self.target
 
 
+class Lines:
+    """Results that are printed as they come and written each time, so that a run that is cut off still says something.
+
+    Args:
+        path: a JSON file of ``{"results": [...], ...}``; what it holds is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, *results: Result, note: str = "") -> None:
+        content = json.loads(self.path.read_text())
+        for result in results:
+            bound = "" if result.target is None else f"  <= {result.target:.3g}  {STATES[result.ok]}"
+            print(f"  {result.name:<76} {result.value:>10.4g} {result.unit}{bound}", flush=True)
+        if note:
+            print(f"  {note}", flush=True)
+            content["notes"].append(note)
+        content["results"] += as_json(list(results))
+        self.path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Print rows under a header: the first column to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -49,6 +71,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def as_json(results: list[Result]) -> list[dict[str, object]]:
+    return [asdict(result) | {"ok": result.ok} for result in results]
+
+
 def write(results: list[Result], path: Path | None) -> None:
     if path is not None:
-        path.write_text(json.dumps([asdict(result) | {"ok": result.ok} for result in results], indent=1) + "\n")
+        path.write_text(json.dumps(as_json(results), indent=1) + "\n")

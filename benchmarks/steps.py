@@ -26,35 +26,45 @@ REAL_ON_CUDA = (64, 40, 4, THREADS)
 
 
 class StepClock:
-    """Seconds a step, from the model's first answer to its last."""
+    """Seconds a step, from the model's first answer to its last: only there a card is waited for."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: int) -> None:
+        self.last = last
         self.moments: list[float] = []
 
     def at_step(self, step: int) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.moments.append(time.perf_counter())
+        if step in (0, self.last):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.moments.append(time.perf_counter())
 
     @property
     def seconds(self) -> float:
-        return (self.moments[-1] - self.moments[0]) / (len(self.moments) - 1)
+        return (self.moments[-1] - self.moments[0]) / self.last
 
 
-def time_steps(model: Any, latent: int, steps: int) -> float:
-    clock = StepClock()
+def time_steps(model: Any, latent: int, steps: int, batch: int = 1) -> float:
+    clock = StepClock(steps)
     with torch.inference_mode():
-        host.sample(model, latent, steps + 1, clock.at_step)
+        host.sample(model, latent, steps + 1, clock.at_step, batch)
     return clock.seconds
 
 
-def interleave(models: dict[str, Any], latent: int, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step of each model, by round; an order, then its reverse, so that no model is always first."""
+def interleave(
+    models: dict[str, Any], latent: int, rounds: int, steps: int, batch: int = 1, within: float = float("inf")
+) -> dict[str, list[float]]:
+    """Seconds a step of each model, by round; an order, then its reverse, so that no model is always first.
+
+    ``within`` so many seconds; two rounds are taken in any case.
+    """
     order = list(models)
     seconds: dict[str, list[float]] = {name: [] for name in order}
-    for _ in range(rounds):
+    begun = time.perf_counter()
+    for done in range(rounds):
+        if done >= 2 and time.perf_counter() - begun > within:
+            break
         for name in order:
-            seconds[name].append(time_steps(models[name], latent, steps))
+            seconds[name].append(time_steps(models[name], latent, steps, batch))
         order.reverse()
     return seconds
 

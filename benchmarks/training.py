@@ -147,7 +147,7 @@ def measure(settings: Settings, rounds: int, compiled: bool) -> list[Result]:
         more += unbroken(ways["features"], NAMES["features"], rounds, settings, least)
         more.append(Result("a batch read by one process ÷ a step", read_alone(ways["features"], settings) / step, ""))
         if compiled:
-            way = Way(settings, "features", models.base, compiled=True)
+            way = Way(settings, "features", models.base, compile=True)
             way.stretch(0, 3)  # compiles
             more += unbroken(way, f"{NAMES['features']}, compiled", rounds, settings, least)
     results_table("Steps from features without a break", more)

@@ -1,14 +1,15 @@
-"""What a training step needs, on random weights: SD1.5 and its encoders, data, and the trainer that takes the step."""
+"""What a training step needs, on random weights: a base and its encoders, data, and the trainer that takes the step."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -30,8 +31,7 @@ TASKS = (Task.EVERYTHING, Task.STYLE, Task.OBJECT)
 WAYS = ("features", "encoders")  # a step from features, and one that runs every encoder
 PHRASES = 4  # a task; all 1,200 take an hour to encode on a CPU, and a step reads one line of the table
 PICTURE = 512  # side of the pictures, in pixels
-SD15 = BASE_CONFIGS / "sd15"
-# What differs from SD1.5's and ViT-H/14's own sizes.
+# What differs from the real models' own sizes.
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": (32, 32, 32, 32), "attention_head_dim": 2, "layers_per_block": 1, "norm_num_groups": 8,
@@ -42,11 +42,21 @@ SMALL: dict[str, dict[str, Any]] = {
     "vision": {"layers": 12, "width": 128, "head_width": 64},
     "adapter": {"width": 64, "heads": 1, "depth": 2},
 }  # fmt: skip
+# On SDXL: three levels, and the states of both text encoders side by side.
+SMALL_XL: dict[str, dict[str, Any]] = SMALL | {
+    "unet": {
+        "block_out_channels": (32, 32, 32), "attention_head_dim": 2, "layers_per_block": 1, "norm_num_groups": 8,
+        "transformer_layers_per_block": (1, 1, 2), "cross_attention_dim": 128,
+        "projection_class_embeddings_input_dim": 64 + 6 * 256,
+    },
+    "text": SMALL["text"] | {"projection_dim": 64},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One measurement. ``size`` is "small" or "real"; ``precision`` as TrainConfig has it; ``folder`` for all files."""
+    """One measurement. ``size`` is "small" or "real"; ``precision`` as TrainConfig has it; ``folder`` for all files;
+    ``samples`` in the data, by default two batches."""
 
     size: str
     resolution: int
@@ -55,28 +65,44 @@ class Settings:
     precision: str
     workers: int
     folder: str
+    base: Literal["sd15", "sdxl"] = "sd15"
+    samples: int | None = None
+
+    @property
+    def kind(self) -> Base:
+        return Base(self.base)
 
     def changes(self, part: str) -> dict[str, Any]:
-        return SMALL[part] if self.size == "small" else {}
+        small = SMALL if self.kind is Base.SD15 else SMALL_XL
+        return small[part] if self.size == "small" else {}
 
 
 def base_model(settings: Settings, with_unet: bool = True) -> FrozenBase:
-    """SD1.5's parts, as `training.base.load_base` returns them."""
+    """A base's parts, as `training.base.load_base` returns them, made where they are used."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    configs = BASE_CONFIGS / settings.base
 
     def made(kind: Any, part: str) -> Any:
-        return kind.from_config({**kind.load_config(SD15 / part), **settings.changes(part)})
+        return kind.from_config({**kind.load_config(configs / part), **settings.changes(part)})
 
-    words = json.loads((SD15 / "text_encoder" / "config.json").read_text())
-    text = CLIPTextModel(CLIPTextConfig(**{**words, **settings.changes("text")}))
-    unet = made(UNet2DConditionModel, "unet") if with_unet else None
-    vae = made(AutoencoderKL, "vae")
-    for model in (unet, vae, text):
+    def text_encoder(kind: Any, part: str) -> Any:
+        words = json.loads((configs / part / "config.json").read_text())
+        return kind(CLIPTextConfig(**{**words, **settings.changes("text")}))
+
+    with torch.device(settings.device):
+        texts = [text_encoder(CLIPTextModel, "text_encoder")]
+        if settings.kind is Base.SDXL:
+            texts.append(text_encoder(CLIPTextModelWithProjection, "text_encoder_2"))
+        unet = made(UNet2DConditionModel, "unet") if with_unet else None
+        vae = made(AutoencoderKL, "vae")
+    for model in (unet, vae, *texts):
         if model is not None:
             model.requires_grad_(False).eval()
-    schedule = DDPMScheduler.from_config(DDPMScheduler.load_config(SD15 / "scheduler"))
-    return FrozenBase(Base.SD15, unet, vae, (text,), (clip_tokenizer("<|endoftext|>"),), schedule)
+    schedule = DDPMScheduler.from_config(DDPMScheduler.load_config(configs / "scheduler"))
+    tokenizers = (clip_tokenizer("<|endoftext|>"),) * len(texts)
+    return FrozenBase(settings.kind, unet, vae, tuple(texts), tokenizers, schedule)
 
 
 def all_encoders(settings: Settings, with_unet: bool = True) -> Encoders:
@@ -86,7 +112,8 @@ def all_encoders(settings: Settings, with_unet: bool = True) -> Encoders:
     config = get_model_config("ViT-H-14")
     config["vision_cfg"] |= settings.changes("vision")
     config["text_cfg"] |= {"width": 64, "heads": 1, "layers": 1}
-    tower = OpenClip(config).requires_grad_(False).eval()
+    with torch.device(settings.device):
+        tower = OpenClip(config).requires_grad_(False).eval()
     return Encoders(base_model(settings, with_unet), tower, None)
 
 
@@ -96,25 +123,28 @@ def phrases() -> dict[Task, list[str]]:
     return {task: some[:PHRASES] for task, some in load_bank().items()}
 
 
-def write_data(settings: Settings) -> None:
-    """Raw shards of photographs, two batches of them, as `build` writes them, and their features from `encode`."""
-    folder, count = Path(settings.folder), -(-2 * settings.batch_size // len(TASKS))
+def write_data(settings: Settings, encoders: Encoders | None = None) -> float:
+    """Raw shards of photographs, as `build` writes them, and their features from `encode`; the latter's seconds."""
+    folder, count = Path(settings.folder), -(-(settings.samples or 2 * settings.batch_size) // len(TASKS))
     for task in TASKS:
         data = folder / "data" / task.value
         data.mkdir(parents=True)
         path = data / "train-00000.tar"
         written = write_shard(path, [(f"{n:09d}", _members(task, n)) for n in range(count)])
         write_json(data / MANIFEST, {"shards": [{"name": path.name, "samples": written, "sha256": sha256(path)}]})
-    encoders = all_encoders(settings, with_unet=False)
+    encoders = encoders or all_encoders(settings, with_unet=False)
     config = EncodeConfig(
         data=_folders(settings), out=folder / "features", base=folder, image_encoder=folder,
-        resolution=settings.resolution, batch_size=settings.batch_size, phrases_per_subject=2, device=settings.device,
+        resolution=settings.resolution, batch_size=min(settings.batch_size, 16 if settings.kind is Base.SD15 else 4), phrases_per_subject=2,
+        device=settings.device,
     )  # fmt: skip
     with (
         mock.patch("training.encode.load_encoders", lambda _: encoders),
         mock.patch("training.encode.load_bank", phrases),
     ):
+        begun = time.perf_counter()
         encode(config)
+    return time.perf_counter() - begun
 
 
 def _folders(settings: Settings) -> list[Path]:
@@ -138,19 +168,18 @@ def _members(task: Task, number: int) -> dict[str, bytes]:
 class Way:
     """One way to take a step: the trainer's own step, on its own loader's batches."""
 
-    def __init__(self, settings: Settings, name: str, models: Encoders | FrozenBase, compiled: bool = False) -> None:
-        """``models`` are the encoders with a base, or for features the base alone."""
+    def __init__(self, settings: Settings, name: str, models: Encoders | FrozenBase, **changes: Any) -> None:
+        """``models`` are the encoders with a base, or for features the base alone; ``changes`` of TrainConfig."""
         from accelerate import Accelerator
 
         folder = Path(settings.folder)
-        out = folder / f"{name}{'-compiled' * compiled}"
+        out = folder / "-".join([name, *changes])
         out.mkdir(exist_ok=True)
         data = {"features": folder / "features"} if name == "features" else {"data": _folders(settings)}
         config = TrainConfig(
             base=folder, out=out, **data, image_encoder=folder, resolution=settings.resolution,
             batch_size=settings.batch_size, micro_batch_size=settings.batch_size, workers=settings.workers,
-            precision=settings.precision, cpu=settings.device == "cpu", compile=compiled, trackers=[],
-            validation={"every": 0},
+            precision=settings.precision, cpu=settings.device == "cpu", trackers=[], validation={"every": 0}, **changes,
         )  # fmt: skip
         accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
         with _data_in_place(settings, models, name), _small_adapter(settings):
@@ -196,8 +225,8 @@ def _data_in_place(settings: Settings, models: Encoders | FrozenBase, name: str)
 
 @contextmanager
 def _small_adapter(settings: Settings) -> Iterator[None]:
-    small = replace(SCRATCH[Base.SD15], **settings.changes("adapter"))
-    with mock.patch.dict(SCRATCH, {Base.SD15: small}):
+    small = replace(SCRATCH[settings.kind], **settings.changes("adapter"))
+    with mock.patch.dict(SCRATCH, {settings.kind: small}):
         yield
 
 

@@ -11,21 +11,22 @@ HEAD = 64
 
 
 def projector_shapes(
-    width: int, prompt_layers: bool = True, image: int = IMAGE, instruction: int | None = TEXT
+    width: int, prompt_layers: bool = True, image: int = IMAGE, instruction: int | None = TEXT, output: int = TEXT
 ) -> Shapes:
     """The projector.
 
     Args:
         prompt_layers: False gives the paper's, which does not read the prompt.
         image, instruction: widths of what it reads; None gives IPAdapter+, which reads no instruction.
+        output: width of a token, which is that of the UNet's text.
     """
     read = {"proj_in": image, "proj_new_input": instruction, "proj_prompt_input": TEXT if prompt_layers else None}
     sources = {name: inner for name, inner in read.items() if inner}
     shapes: Shapes = {"latents": (1, TOKENS, width)}
     for name, inner in sources.items():
         shapes |= {f"{name}.weight": (width, inner), f"{name}.bias": (width,)}
-    shapes |= {"proj_out.weight": (TEXT, width), "proj_out.bias": (TEXT,)}
-    shapes |= {"norm_out.weight": (TEXT,), "norm_out.bias": (TEXT,)}
+    shapes |= {"proj_out.weight": (output, width), "proj_out.bias": (output,)}
+    shapes |= {"norm_out.weight": (output,), "norm_out.bias": (output,)}
     stacks = {"layers": 4, **({"new_input_layers": 2} if instruction else {})}
     stacks |= {"prompt_layers": 2} if prompt_layers else {}
     for stack, multiple in stacks.items():

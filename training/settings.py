@@ -12,8 +12,8 @@ from training.trained import Projector
 # What may change when a run goes on: none of these changes what is learned. Files may have moved; that they hold the
 # same is seen by `Trainer.identity` in training/train.py.
 FREE_SETTINGS = {
-    "out", "micro_batch_size", "workers", "cpu", "gradient_checkpointing", "compile", "checkpoint_every", "keep",
-    "log_every", "trackers", "validation", "max_skipped", "base", "base_config", "features", "data", "image_encoder",
+    "out", "micro_batch_size", "workers", "cpu", "gradient_checkpointing", "compile", "channels_last",
+    "fused_optimizer", "checkpoint_every", "keep", "log_every", "trackers", "validation", "max_skipped", "base", "base_config", "features", "data", "image_encoder",
     "instruction_encoder", "start",
 }  # fmt: skip
 
@@ -97,6 +97,10 @@ class TrainConfig(BaseModel):
     """Keep fewer activations of the base and compute them again: less memory, about a third slower."""
     compile: bool = False
     """torch.compile for the base's UNet."""
+    channels_last: bool = False
+    """Lay the base's convolutions out with their channels last, as tensor cores read them."""
+    fused_optimizer: bool = False
+    """AdamW's whole update in one kernel, in place of one for each of its operations."""
     seed: int = 0
     """Decides everything random."""
     workers: int = 4

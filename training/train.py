@@ -108,8 +108,9 @@ class Trainer:
         self.tally = Tally(config.max_skipped)
         self.base, self.encoders, self.source, validation = load_data(config, self.tally)
         adapter = self._prepare_models()
+        kind = {"fused": True} if config.fused_optimizer else {"foreach": True}
         optimizer = torch.optim.AdamW(
-            adapter.parameters(), config.learning_rate, weight_decay=config.weight_decay, foreach=True
+            adapter.parameters(), config.learning_rate, weight_decay=config.weight_decay, **kind
         )
         self.schedule = learning_rate_schedule(optimizer, config)
         self.model, self.optimizer = accelerator.prepare(adapter, optimizer)
@@ -143,7 +144,9 @@ class Trainer:
             instruction_encoder(self.source, self.encoders),
             config.seed,
         )
-        torch.nn.Module.to(base.unet, device, self.dtype)  # diffusers' own warns of layers that SD has not
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        # diffusers' own `to` warns of layers that SD has not.
+        torch.nn.Module.to(base.unet, device, self.dtype, memory_format=layout)
         if self.encoders is not None:
             self.encoders.to(device, self.dtype)
         elif self.main:

@@ -48,9 +48,13 @@ def tokens(seed: int, count: int = 1, width: int = 768) -> dict[Any, Tensor]:
 class Bench:
     """A tiny checkpoint with its text encoder and an adapter that fits, in the host's own classes."""
 
-    def __init__(self, models: Path, checkpoint: str, adapter: str) -> None:
+    def __init__(self, models: Path, checkpoint: str, adapter: str, dtype: torch.dtype | None = None) -> None:
+        """``dtype`` is the UNet's; by default the host decides."""
         self.model, self.clip, self.vae = comfy.sd.load_checkpoint_guess_config(
-            str(models / "checkpoints" / checkpoint), output_vae=True, output_clip=True
+            str(models / "checkpoints" / checkpoint),
+            output_vae=True,
+            output_clip=True,
+            model_options={"dtype": dtype} if dtype is not None else {},
         )[:3]
         self.adapter = host_memory.load_adapter(str(models / "ipadapter_instruct" / adapter), adapter)
         self.positive, self.negative = self.text("a cat"), self.text("blurry")
@@ -86,7 +90,8 @@ class Bench:
             model: Any, noise: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: Any
         ) -> Tensor:
             for _ in range(calls):
-                seen.append(model(x * (1 + sigma**2) ** 0.5, sigmas[:1].expand(len(x)), **extra_args))
+                noisy = x.to(noise) * (1 + sigma**2) ** 0.5
+                seen.append(model(noisy, sigmas[:1].expand(len(x)), **extra_args))
             return noise
 
         # As many noise levels as latents (at least two): all that 0.3.75's context windows can tell apart.

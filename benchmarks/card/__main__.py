@@ -1,0 +1,63 @@
+"""Every part in turn, each in a process of its own, so that one that fails or runs out of memory ends alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+PARTS = ("right", "fast", "train_fast", "train_right", "compiled", "train_compiled")
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.card", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; by default all")
+    parser.add_argument("--json", type=Path, default=Path("card.json"), help="written again after each line")
+    parser.add_argument("--cpu", action="store_true", help="on this processor, where no card is")
+    parser.add_argument("--small", action="store_true", help="small models, to try the script itself")
+    chosen = parser.parse_args()
+    unknown = sorted(set(chosen.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"there is no part {unknown[0]}; choose from {', '.join(PARTS)}")
+    return chosen
+
+
+def main() -> None:
+    chosen = options()
+    if not (chosen.cpu or torch.cuda.is_available()):
+        raise SystemExit("There is no card that this PyTorch can use; add --cpu --small to try the script without.")
+    card = f"{platform.machine()} processor" if chosen.cpu else torch.cuda.get_device_name()
+    head = {"card": card, "torch": torch.__version__, "small": chosen.small, "seconds": {}, "notes": [], "results": []}
+    chosen.json.write_text(json.dumps(head) + "\n")
+    print(f"{card}, torch {torch.__version__}", flush=True)
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if chosen.cpu else {})
+    failed = []
+    for part in chosen.parts or PARTS:
+        print(f"\n{part}", flush=True)
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", f"benchmarks.card.{part}", "--json", str(chosen.json)]
+        log = chosen.json.with_suffix(f".{part}.log")
+        with open(log, "w") as errors:
+            done = subprocess.run(command + ["--small"] * chosen.small, env=environment, stderr=errors)
+        if done.returncode != 0:
+            failed.append(part)
+            print(f"  ended in an error, of which {log} tells more:\n{log.read_text()[-2000:]}", flush=True)
+        content = json.loads(chosen.json.read_text())
+        content["seconds"][part] = round(time.perf_counter() - begun, 1)
+        chosen.json.write_text(json.dumps(content, indent=1) + "\n")
+        print(f"  {content['seconds'][part]} s", flush=True)
+    missed = [result["name"] for result in content["results"] if result["ok"] is False]
+    print(f"\n{len(content['results'])} results, {len(missed)} targets missed" + "".join(f"\n  {n}" for n in missed))
+    if failed:
+        raise SystemExit(f"These parts ended in an error: {', '.join(failed)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The pack is fast: its steps beside the bare host's for as many rows, what it holds in memory, and Apply."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from .. import apply, host, popular, steps
+from ..report import Result
+from .part import Part, from_command_line
+
+MOST = 1.02  # × the bare host with as many rows
+LATENT = {"sd15": 64, "sdxl": 128}  # of pictures of 512 and of 1024 pixels
+NAMES = {"sd15": "SD1.5 512", "sdxl": "SDXL 1024"}
+SECONDS, ROUNDS, STEPS = 4.5, 40, 4  # for each group of MODELs that take turns
+MIB = 2**20
+
+
+def compare(part: Part, title: str, models: dict[str, Any], latent: int, batch: int) -> None:
+    """Milliseconds of the first MODEL, the bare host, and by how much the others take longer."""
+    within, rounds = (0.5, 2) if part.small else (SECONDS, ROUNDS)
+    for model in models.values():
+        steps.time_steps(model, latent, 1, batch)  # loads it, and lets libraries choose their kernels
+    seconds = steps.interleave(models, latent, rounds, STEPS, batch, within)
+    bare, *others = seconds
+    part.lines.add(Result(f"{title}: {bare}", statistics.median(seconds[bare]) * 1000, "ms a step"))
+    for name in others:
+        ratios = [a / b for a, b in zip(seconds[name], seconds[bare], strict=True)]
+        low, middle, high = steps.quartiles(ratios)
+        target = MOST if name.startswith("ours") and not part.small else None
+        part.lines.add(
+            Result(f"{title}: {name} ÷ bare ({low:.3f} - {high:.3f}, {len(ratios)} rounds)", middle, "", target)
+        )
+
+
+def steps_of(part: Part, base: str, name: str, dtype: torch.dtype) -> None:
+    model = host.random_model(base, dtype, 32 if part.small else 320)
+    latent = 16 if part.small else LATENT[base]
+    ours = host.Ours(model)
+    two = {"bare host, 2 rows": model, "ours, simple": ours.apply()}
+    if popular.FOLDER and base == "sd15":
+        two[popular.NAME] = popular.Popular(model, [width for _, width in ours.adapter.config.layers]).apply()
+    four = {"bare host, 4 rows": host.with_rows(model, 2), "ours, three-way": ours.apply(**host.THREE_WAY)}
+    for batch in (1,) if part.small else (1, 4):
+        for models in (two, four):
+            compare(part, f"{NAMES[base]}, {name}, batch {batch}", models, latent, batch)
+    if name == "fp16":
+        memory(part, f"{NAMES[base]}, {name}", ours, four, latent)
+
+
+def memory(part: Part, title: str, ours: host.Ours, models: dict[str, Any], latent: int) -> None:
+    weights = sum(p.numel() * p.element_size() for p in ours.adapter.adapter.parameters())
+    part.lines.add(Result(f"{title}: the adapter's weights", weights / MIB, "MiB"))
+    if not part.on_card:
+        return
+    peaks = []
+    for model in models.values():
+        torch.cuda.reset_peak_memory_stats()
+        host.sample(model, latent, 2)
+        peaks.append(torch.cuda.max_memory_allocated() / MIB)
+    bare, with_adapter = peaks
+    part.lines.add(Result(f"{title}: peak with the adapter, beyond the bare host's 4 rows", with_adapter - bare, "MiB"))
+
+
+def apply_times(part: Part) -> None:
+    """Apply with ViT-H/14 in its real shape: with a new picture, and again."""
+    vision = host.RandomVision() if part.small else apply.clip_vision()
+    ours = host.Ours(host.random_model("sd15", torch.float16 if part.on_card else torch.float32, 32), vision)
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        ours.apply(torch.rand(1, 512, 512, 3))
+        if part.on_card:
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - begun) * 1000)
+    part.lines.add(
+        Result("Apply: the first time, weights loaded", times[0], "ms"),
+        Result("Apply: another picture", times[-1], "ms"),
+        Result("Apply: again, nothing changed", apply.median_ms(ours.apply), "ms"),
+    )
+
+
+def main() -> None:
+    part = from_command_line(__doc__)
+    host.start()
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16} if part.on_card else {"fp32": torch.float32}
+    with torch.inference_mode():
+        apply_times(part)
+        for base in LATENT:
+            for name, dtype in dtypes.items():
+                release()
+                steps_of(part, base, name, dtype)
+
+
+def release() -> None:
+    """Lets the last MODEL go, from the host's hands too."""
+    import comfy.model_management as management
+
+    management.unload_all_models()
+    gc.collect()
+    management.soft_empty_cache()
+
+
+if __name__ == "__main__":
+    main()

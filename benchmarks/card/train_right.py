@@ -1,0 +1,146 @@
+"""Training is right: half precisions beside float32 on the same draws, a run that was killed, two ranks on one card."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..report import Result
+from ..training_models import Settings, Way, base_model, write_data
+from .part import Part, from_command_line
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 50
+RATE = 1e-4  # of these short runs
+LEAST_ALIKE = 0.1  # 1 - cosine of what a run in half precision changed, to what float32 changed
+MOST_LOSS = 0.02  # by how much a step's loss may differ, as a share of it
+STEPS_OF_RUN, EVERY = 60, 10  # of the runs that are killed, and between their checkpoints
+MOST_OF_RANKS = 0.1  # of the weights' largest change: rounding that AdamW makes whole steps of
+
+
+def precisions(part: Part, folder: Path) -> None:
+    """The same 50 steps of batches of 8 in each precision."""
+    settings = Settings("small", 64, 8, part.device, "no", 0, str(folder), samples=24)
+    write_data(settings)
+    base = base_model(settings)
+    steps = 10 if part.small else STEPS
+    exact = steps_in(settings, base, steps)
+    for name in ("bf16", "fp16"):
+        if name == "fp16" and not part.on_card:
+            continue  # accelerate's loss scaler wants a card
+        losses, update = steps_in(replace(settings, precision=name), base, steps)
+        away = float(((losses - exact[0]).abs() / exact[0]).max())
+        alike = float(torch.nn.functional.cosine_similarity(update, exact[1], dim=0))
+        part.lines.add(
+            Result(f"{steps} steps in {name}: a step's loss beside fp32's, largest share", away, "", MOST_LOSS),
+            Result(f"{steps} steps in {name}: 1 - cosine of the weights' change", 1 - alike, "", LEAST_ALIKE),
+        )
+
+
+def steps_in(settings: Settings, base: Any, steps: int) -> tuple[Tensor, Tensor]:
+    """Losses [steps], and what the steps changed of all weights, as one vector."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # so that another precision can be chosen
+    way = Way(settings, "features", base, learning_rate=RATE, max_grad_norm=0.0)
+    before = flat(way)
+    for _ in range(steps):
+        way.step()
+    losses = torch.stack([micro.mean() for micro in way.trainer.log.losses]).float().cpu()
+    assert losses.isfinite().all() and losses.numel() == steps
+    return losses, flat(way) - before
+
+
+def flat(way: Way) -> Tensor:
+    return torch.cat([weight.detach().float().flatten().cpu() for weight in way.trainer.model.parameters()])
+
+
+def runs(part: Part, folder: Path) -> None:
+    """Whole runs by the command itself: one, the same again, one that is killed and goes on, and one of two ranks."""
+    from training.debug import make
+
+    make(folder / "debug")
+    training(folder, "build", "debug_build").communicate()
+    training(folder, "encode", "debug_encode", "--device", part.device).communicate()
+    started = {name: run(part, folder, name) for name in ("one", "again", "killed")}
+    kill_after_a_checkpoint(started["killed"], folder / "killed" / "checkpoints")
+    for name in ("one", "again"):
+        assert started[name].wait() == 0, f"the run {name} failed; its message is above"
+    assert run(part, folder, "killed").wait() == 0, "the run did not go on; its message is above"
+    one = weights(folder / "one")
+    moved = apart(weights(folder / "one", EVERY), one)
+    again, killed = (apart(weights(folder / name), one) / moved for name in ("again", "killed"))
+    part.lines.add(
+        Result("a run given twice: weights apart, as a share of their change", again, ""),
+        Result("a run killed and resumed: the same", killed, "", 2 * again),
+    )
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone")
+    two = run(part, folder, "two", *launcher, stderr=subprocess.PIPE)
+    errors = two.communicate()[1]
+    if two.returncode == 0:
+        name = "two ranks beside one: weights apart, as a share of their change"
+        part.lines.add(Result(name, apart(weights(folder / "two"), one) / moved, "", MOST_OF_RANKS))
+    else:
+        why = [line.strip() for line in errors.splitlines() if "Error" in line or "Duplicate" in line] or ["no message"]
+        part.lines.add(note=f"two ranks on one card: refused ({why[0][:160]})")
+
+
+def run(part: Part, folder: Path, name: str, *launcher: str, **process: Any) -> subprocess.Popen[str]:
+    place = "--cpu" if not part.on_card else "--no-cpu"
+    steps = ("--steps", STEPS_OF_RUN, "--checkpoint-every", EVERY, "--keep", STEPS_OF_RUN, "--log-every", EVERY)
+    more = ("--out", name, place, "--validation.every", 0, "--trackers")
+    return training(folder, "train", "debug", *steps, *more, launcher=launcher, **process)
+
+
+def training(
+    folder: Path, verb: str, config: str, *options: Any, launcher: tuple[str, ...] = (), **process: Any
+) -> subprocess.Popen[str]:
+    path = ROOT / "training" / "configs" / f"{config}.toml"
+    arguments = [sys.executable, *launcher, "-m", "training", verb, str(path), *map(str, options)]
+    known = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": known, "OMP_NUM_THREADS": "1"}
+    if launcher and torch.cuda.is_available():
+        environment["ACCELERATE_TORCH_DEVICE"] = "cuda:0"  # both ranks
+    return subprocess.Popen(arguments, cwd=folder, env=environment, text=True, **process)
+
+
+def kill_after_a_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
+    end = time.monotonic() + 300
+    while not (folder / f"step-{EVERY:08d}").exists():
+        assert process.poll() is None and time.monotonic() < end, "the run made no checkpoint"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / f"step-{STEPS_OF_RUN:08d}").exists(), "the run ended before it was killed"
+
+
+def weights(run: Path, step: int = STEPS_OF_RUN) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run / "checkpoints" / f"step-{step:08d}" / "adapter.safetensors")
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference of any weight."""
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def main() -> None:
+    part = from_command_line(__doc__)
+    for check in (precisions, runs):
+        with tempfile.TemporaryDirectory() as folder:
+            check(part, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
