@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, H*d] -> [B, H, T, d], a view."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)  # `unflatten` takes longer to say the same
 
 
 def image_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ def apply(model: ModelPatcher, application: Application) -> ModelPatcher:
     slots = matching_slots(model, application.adapter)
     patched = model.clone()
     replacements = _own_replacements(patched)
-    install(replacements, slots, application)
     chain: Chain = patched.model_options["transformer_options"].get(CHAIN, Chain())
+    install(replacements, slots, len(chain.applications))
     _set_chain(patched, chain.extended(application))
     for kind, wrapper in WRAPPERS.items():
         patched.remove_wrappers_with_key(kind, CHAIN)

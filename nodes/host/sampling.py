@@ -35,9 +35,7 @@ def evaluate_conds(
     if run is None:
         return executor(model, conds, x, timestep, model_options)
     active = run.active(timestep)
-    if run.ranges:
-        options = options | {ACTIVE: active}
-        model_options = model_options | {"transformer_options": options}
+    model_options = model_options | {"transformer_options": options | {ACTIVE: active}}
     scales = run.scales(active)
     places = _places(run, conds) if scales is not None else None
     if scales is None or places is None:
@@ -120,7 +118,7 @@ def correct_guidance(args: dict[str, Any]) -> Tensor:
 
 
 def call_model(
-    executor: Callable,
+    executor: Any,
     x: Tensor,
     t: Tensor,
     c_concat: Tensor | None = None,
@@ -132,6 +130,8 @@ def call_model(
     """Around the model: tells the slots which rows this batch holds."""
     run: SamplingRun | None = transformer_options.get(RUN)
     if run is not None:
+        model = executor.class_obj
+        dtype = model.manual_cast_dtype or model.get_dtype()
         active: frozenset[Application] = transformer_options.get(ACTIVE, frozenset(run.chain.applications))
-        transformer_options = transformer_options | {CALL: run.call(transformer_options, x.shape[0], active)}
+        transformer_options = transformer_options | {CALL: run.call(transformer_options, x, dtype, active)}
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

@@ -22,12 +22,13 @@ Replacement = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """One text cross-attention of the host's UNet: its place in ``attn2``, width, and the text's width."""
+    """One text cross-attention of the host's UNet: its place in ``attn2``, widths of its own and of the text, heads."""
 
     block: tuple[str, int]
     index: int
     width: int
     text_width: int
+    heads: int
     alone: bool
 
     def key(self, replacements: dict) -> SlotKey:
@@ -54,9 +55,10 @@ def cross_attentions(diffusion_model: Any) -> list[CrossAttention]:
         for module in block:
             layers = getattr(module, "transformer_blocks", [])
             for index, layer in enumerate(layers):
-                if getattr(layer, "attn2", None) is not None:
-                    width, text_width = layer.attn2.to_q.out_features, layer.attn2.to_k.in_features
-                    found.append(CrossAttention((name, number), index, width, text_width, len(layers) == 1))
+                attention = getattr(layer, "attn2", None)
+                if attention is not None:
+                    widths = attention.to_q.out_features, attention.to_k.in_features
+                    found.append(CrossAttention((name, number), index, *widths, attention.heads, len(layers) == 1))
     return found
 
 
@@ -75,19 +77,21 @@ def text_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any
 class AttentionSlot:
     """Decoupled cross-attention of one layer: what was there before, plus each application's image attention.
 
-    Holds no weights and no state of a run. It only changes through `add`, the popular pack's way to share
-    a slot; each clone of a MODEL gets its own copies (see `apply.renew_slots`), so a cached one never does.
+    Holds no weights and no state of a run: its layer, and the places in the chain of the applications that it serves.
+    Those are numbers, since a compiler that meets an object as a key gives up on the graph. It only changes through
+    `add`, the popular pack's way to share a slot; each clone of a MODEL gets its own copies (see `apply.renew_slots`),
+    so a cached one never does.
     """
 
     def __init__(
         self,
         layer: int,
-        applications: tuple,
+        places: tuple[int, ...],
         previous: Replacement | None = None,
         followers: tuple[tuple[Callable, dict], ...] = (),
     ) -> None:
         self.layer = layer
-        self.applications = applications
+        self.places = places
         self.previous = previous
         self.followers = followers
 
@@ -97,22 +101,23 @@ class AttentionSlot:
         others = call.options_for_others(extra_options) if shared and call is not None else extra_options
         out = text_attention(q, k, v, extra_options) if self.previous is None else self.previous(q, k, v, others)
         if call is not None:
-            for application in self.applications:
-                if call.is_active(application):
-                    keys, values = call.key_values(application, self.layer, q, extra_options["n_heads"])
-                    image = image_attention(q, keys, values)
-                    mask = call.mask(application, q, extra_options["activations_shape"])
-                    out = out + (image if mask is None else image * mask)
+            for place in self.places:
+                layers = call.key_values[place]
+                if layers is not None:
+                    keys, values = layers[self.layer]
+                    image = image_attention(q, keys.to(q.device, q.dtype), values.to(q.device, q.dtype))
+                    mask = call.mask(place, tuple(extra_options["activations_shape"][-2:]))
+                    out = out + (image if mask is None else image * mask.to(q.device, q.dtype))
         for callback, options in self.followers:
             if _in_range(options, extra_options):
                 out = out + callback(out, q, k, v, others, **options)
         return out
 
-    def with_application(self, application: Any) -> "AttentionSlot":
-        return AttentionSlot(self.layer, (*self.applications, application), self.previous, self.followers)
+    def with_application(self, place: int) -> "AttentionSlot":
+        return AttentionSlot(self.layer, (*self.places, place), self.previous, self.followers)
 
     def copy(self) -> "AttentionSlot":
-        return AttentionSlot(self.layer, self.applications, self.previous, self.followers)
+        return AttentionSlot(self.layer, self.places, self.previous, self.followers)
 
     def add(self, callback: Callable, **options: Any) -> None:
         """Called by later packs of the popular pack's family: their image attention is added to ours."""
@@ -141,15 +146,15 @@ def _in_range(options: dict, extra_options: dict[str, Any]) -> bool:
     return options.get("sigma_end", 0.0) <= sigma <= options["sigma_start"]
 
 
-def install(replacements: dict, slots: list[CrossAttention], application: Any) -> None:
-    """Put an application into the ``attn2`` replacements of a clone, beside whatever is there."""
+def install(replacements: dict, slots: list[CrossAttention], place: int) -> None:
+    """Put the application at a place of the chain into a clone's ``attn2`` replacements, beside whatever is there."""
     for layer, slot in enumerate(slots):
         key = slot.key(replacements)
         # A key of the whole block also serves a layer that has none of its own.
         existing = replacements.get(key, replacements.get(slot.block))
         if isinstance(existing, AttentionSlot) and existing.layer == layer:
-            replacements[key] = existing.with_application(application)
+            replacements[key] = existing.with_application(place)
         else:
             if existing is not None:
                 log.debug("Slot %s is shared with %s", key, type(existing).__name__)
-            replacements[key] = AttentionSlot(layer, (application,), existing)
+            replacements[key] = AttentionSlot(layer, (place,), existing)

@@ -19,14 +19,14 @@ def unet_errors(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     shapes = {key: value.shape for key, value in unet.state_dict().items()}
     unet.load_state_dict(rebuild_weights(vectors.metadata["unet_salt"], shapes))
     inputs = {name: value.to(device, dtype) for name, value in vectors.inputs.items()}
-    call = _call(vectors.weights("ip_keys", "ip_salt"), inputs, vectors.value("scale"))
+    call = _call(unet, vectors.weights("ip_keys", "ip_salt"), inputs, vectors.value("scale"))
     timesteps = torch.full((len(inputs["tokens"]),), float(vectors.value("timestep")), device=device)
 
     def noise(options: dict) -> torch.Tensor:
         return unet(inputs["latents"], timesteps, context=inputs["context"], transformer_options=options)
 
     replacements: dict = {}
-    slots.install(replacements, slots.cross_attentions(unet), next(iter(call.applications)))
+    slots.install(replacements, slots.cross_attentions(unet), place=0)
     found = {
         "noise_plain": noise({}),
         "noise_adapted": noise({"patches_replace": {"attn2": replacements}, slots.CALL: call}),
@@ -34,7 +34,9 @@ def unet_errors(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     return {name: relative_error(noise.float().cpu(), vectors.expected[name]) for name, noise in found.items()}
 
 
-def _call(weights: dict, inputs: dict[str, torch.Tensor], scale: float) -> run_module.ModelCall:
+def _call(
+    unet: torch.nn.Module, weights: dict, inputs: dict[str, torch.Tensor], scale: float
+) -> run_module.ModelCall:
     """A model call as a sampling run prepares it, for a batch of which each row has its own tokens."""
     tokens, latents = inputs["tokens"], inputs["latents"]
     layers = tuple((int(key.split(".")[0]), value.shape[0]) for key, value in weights.items() if ".to_k_ip." in key)
@@ -44,9 +46,9 @@ def _call(weights: dict, inputs: dict[str, torch.Tensor], scale: float) -> run_m
     adapter.to(tokens.device, tokens.dtype)
     there = SimpleNamespace(load_device=tokens.device)
     each = Application(host_memory.HostedAdapter("reference", adapter, there), dict.fromkeys(Row, tokens), scale)
-    guider = SimpleNamespace(
-        conds={"positive": [{}]}, model_patcher=SimpleNamespace(get_model_object=lambda name: None)
-    )
+    model = SimpleNamespace(diffusion_model=unet)
+    patcher = SimpleNamespace(get_model_object=lambda name: None, model=model)
+    guider = SimpleNamespace(conds={"positive": [{}]}, model_patcher=patcher)
     run = run_module.SamplingRun(guider, Chain((each,)), latents)
     options = {"uuids": [guider.conds["positive"][0]["uuid"]]}
-    return run.call(options, len(latents), frozenset({each}))
+    return run.call(options, latents, latents.dtype, frozenset({each}))

@@ -104,7 +104,7 @@ def test_chain_registers_everything_once(bench: Bench) -> None:
     assert [len(v) for kind in model.wrappers.values() for v in kind.values()] == [1, 1, 1]
     assert len(model.model_options["sampler_post_cfg_function"]) == 1
     assert [len(models) for models in model.additional_models.values()] == [1]
-    assert all(slot.applications == tuple(each) and slot.previous is None for slot in attn2(model).values())
+    assert all(slot.places == (0, 1, 2) and slot.previous is None for slot in attn2(model).values())
 
 
 def test_every_cross_attention_fires(full_bench: Bench) -> None:
@@ -302,16 +302,28 @@ def test_adapter_and_model_of_different_families(bench: Bench, full_bench: Bench
         host_apply.matching_slots(not_a_unet, bench.adapter)
 
 
-def test_keys_and_values_follow_the_queries_device_and_precision(bench: Bench) -> None:
+def test_keys_and_values_follow_the_queries_device_and_precision(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """On several cards the same slot is asked from each; here the second device is torch's "meta"."""
-    model = bench.apply(bench.application())
+    model = bench.apply(bench.application(mask=torch.ones(1, 64, 64)))
     calls = []
     for key, slot in attn2(model).items():
-        attn2(model)[key] = lambda q, k, v, extra, slot=slot: (calls.append((slot, extra)), slot(q, k, v, extra))[1]
+        attn2(model)[key] = lambda *qkv, slot=slot: (calls.append((slot, qkv[3])), slot(*qkv))[1]
     bench.cfg(model)
     slot, extra = calls[0]
-    call, (each,) = extra[slots.CALL], slot.applications
     for device, dtype in (("meta", torch.float16), ("cpu", torch.bfloat16), ("cpu", torch.float32)):
         q = torch.empty(2, 64, 320, device=device, dtype=dtype)
-        for tensor in call.key_values(each, slot.layer, q, extra["n_heads"]):
-            assert (tensor.device.type, tensor.dtype) == (device, dtype)
+        text = torch.empty(2, 77, 320, device=device, dtype=dtype)
+        monkeypatch.setattr(slots, "text_attention", lambda q, k, v, extra: torch.zeros_like(q))
+        out = slot(q, text, text, extra)
+        assert (out.device.type, out.dtype) == (device, dtype)
+
+
+def test_keys_and_values_are_made_where_the_model_computes(bench: Bench) -> None:
+    """Prepared before the model is entered, so that no layer of no step moves them."""
+    model, seen = bench.apply(bench.application()), []
+    for key, slot in attn2(model).items():
+        attn2(model)[key] = lambda *qkv, slot=slot: (seen.append((qkv[0], qkv[3])), slot(*qkv))[1]
+    bench.cfg(model)
+    for q, extra in seen:
+        for layers in extra[slots.CALL].key_values:
+            assert all((t.device, t.dtype, len(t)) == (q.device, q.dtype, len(q)) for pair in layers for t in pair)

@@ -1,0 +1,141 @@
+"""One call of the model while a picture is sampled: what each slot attends to, prepared before the model is entered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ...ipadapter_instruct_core.attention import split_heads
+from ...ipadapter_instruct_core.guidance import Row
+from . import log
+from .application import Application
+
+if TYPE_CHECKING:
+    from .run import SamplingRun
+
+HALVINGS = 4  # how often a UNet halves its latent at most; masks are made for each size beforehand
+
+LayerPairs = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one conditioning stands for: its row, and its area as the host resolved it (h, w, y, x), if any."""
+
+    row: Row
+    area: tuple[int, ...] | None = None
+
+
+class ModelCall:
+    """One arrangement of rows in a batch.
+
+    The slots only read from it, by numbers and sizes: they may be inside a compiled graph, which then stays whole, and
+    stays as it is when a weight or a picture changes.
+
+    Attributes:
+        key_values: at the place of each application in the chain, the keys and values [B, H, T, d] of every layer for
+            every row of the batch; None for one that does not act.
+    """
+
+    def __init__(
+        self,
+        run: SamplingRun,
+        cells: tuple[Cell, ...],
+        indices: tuple[int, ...],
+        x: Tensor,
+        dtype: torch.dtype,
+        active: frozenset[Application],
+    ) -> None:
+        self.run = run
+        self.cells = cells
+        self.indices = indices
+        self.device, self.dtype = x.device, dtype
+        # A tiling model wrapper stacks its tiles, each with all rows, so the rows repeat.
+        self.repeats = len(x) // max(len(cells) * len(indices), 1)
+        fits = self.repeats * len(cells) * len(indices) == len(x) and self.repeats > 0
+        if not fits:
+            log.warning(
+                "A model wrapper changed the batch (%d rows of %d), so the adapter is off in it.", len(x), len(cells)
+            )
+        acting = [a if fits and a in active else None for a in run.chain.applications]
+        self.key_values = [None if a is None else self._key_values(a) for a in acting]
+        self._pictures = [None if a is None or a.mask is None else a.mask for a in acting]
+        self._masks: list[dict[tuple[int, ...], Tensor]] = [{} for _ in acting]
+        size = tuple(x.shape[-2:])
+        for _ in range(HALVINGS):
+            for place, picture in enumerate(self._pictures):
+                if picture is not None:
+                    self._masks[place][size] = self._mask(picture, size)
+            size = tuple((length + 1) // 2 for length in size)
+        if self.repeats > 1 and any(picture is not None for picture in self._pictures):
+            run.warn("A tiling model wrapper hides where its tiles lie, so the mask is put over each tile whole.")
+        self._sigmas: Tensor | None = None
+        self._sigma: float | None = None
+
+    def at(self, sigmas: Tensor | None) -> ModelCall:
+        self._sigmas, self._sigma = sigmas, None
+        return self
+
+    def sigma(self) -> float:
+        """The noise level, read back from the device once a call however many slots ask."""
+        if self._sigma is None:
+            self._sigma = float(self._sigmas[0]) if self._sigmas is not None else float("inf")
+        return self._sigma
+
+    def options_for_others(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What another pack's patch in our slot is told: it indexes its own positive and negative by
+        ``cond_or_uncond``, and knows none of the rows that three-way guidance added. Its picture takes part
+        in the "everything" row and not in the "image" row, which leaves it the text scale (see `Chain.tokens`).
+
+        Everyone else is shown the true indices: self-attention guidance, say, looks for the negative row's."""
+        if not any(cell.row in (Row.EVERYTHING, Row.IMAGE) for cell in self.cells):
+            return options
+        places = self.run.places
+        stand_for = {Row.EVERYTHING: places[Row.FULL], Row.IMAGE: places[Row.UNCOND]}
+        shown = zip(self.cells, options["cond_or_uncond"], strict=True)
+        return options | {"cond_or_uncond": [stand_for.get(cell.row, i) for cell, i in shown]}
+
+    def mask(self, place: int, size: tuple[int, ...]) -> Tensor | None:
+        """The mask of an application at a layer's resolution, [B, P, 1], or None."""
+        picture = self._pictures[place]
+        if picture is None:
+            return None
+        masks = self._masks[place]
+        found = masks.get(size)
+        if found is None:  # another pack scales the latent inside the model
+            found = self._mask(picture, size)
+            if not torch.compiler.is_compiling():
+                masks[size] = found
+        return found
+
+    def _key_values(self, application: Application) -> LayerPairs:
+        rows = self.run.key_values[application]
+        layers = zip(*(rows[cell.row] for cell in self.cells), strict=True)
+        return [
+            tuple(split_heads(self._deal(list(each)), heads).contiguous() for each in zip(*pairs, strict=True))
+            for pairs, heads in zip(layers, self.run.heads, strict=True)
+        ]
+
+    def _deal(self, rows: list[Tensor]) -> Tensor:
+        """One [N, X, Y] a row -> [B, X, Y] of the batch, where the model is: N dealt out to the latents in turn."""
+        stacked = torch.cat([row[[i % len(row) for i in self.indices]] for row in rows])
+        return stacked.repeat(self.repeats, 1, 1).to(self.device, self.dtype)
+
+    def _mask(self, picture: Tensor, size: tuple[int, ...]) -> Tensor:
+        rows = [_mask_of(picture, cell.area, self.run.latent_size, size) for cell in self.cells]
+        return self._deal([row.flatten(1).unsqueeze(-1) for row in rows])
+
+
+def _mask_of(mask: Tensor, area: tuple[int, ...] | None, latent: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """Masks [M, H, W] over the whole picture -> [M, *size], cut to the area of the latent that a row is sampled in.
+
+    Averaged, not blended: an edge that lies between two latent pixels stays there."""
+    if area is not None:
+        height, width, top, left = area
+        mask = interpolate(mask.unsqueeze(1), size=latent, mode="area").squeeze(1)
+        mask = mask[:, top : top + height, left : left + width]
+    return interpolate(mask.unsqueeze(1), size=size, mode="area").squeeze(1)

@@ -1,0 +1,76 @@
+"""Compiled as the host's node does it: as many graphs as the bare model, and none for what changes only numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from bench import Bench, ThreeWay, slots
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+SCALES = ThreeWay(2.0, 1.5)
+
+
+class Graphs:
+    """A compiler that changes nothing and counts the graphs that it is given."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: Any, inputs: list) -> Any:
+        self.count += 1
+        return graph.forward
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
+    # As on a graphics card: what the host chooses on a processor asks for free memory, which no graph can.
+    monkeypatch.setattr(slots.host_attention, "optimized_attention", slots.host_attention.attention_pytorch)
+    torch._dynamo.reset()
+    yield Graphs()
+    torch._dynamo.reset()
+
+
+def compiled(model: Any, graphs: Graphs) -> Any:
+    """What TorchCompileModel does, by our compiler."""
+    clone = model.clone()
+    set_torch_compile_wrapper(model=clone, backend=graphs)
+    return clone
+
+
+@pytest.mark.parametrize("scales", [None, SCALES])
+@pytest.mark.parametrize("masked", [False, True])
+def test_as_many_graphs_as_the_bare_model(bench: Bench, graphs: Graphs, scales: Any, masked: bool) -> None:
+    mask = torch.ones(1, 64, 64).tril() if masked else None
+    model = bench.apply(bench.application(three_way=scales, mask=mask))
+    expected = bench.cfg(model)
+    bench.cfg(compiled(bench.model, graphs))
+    bare = graphs.count
+    torch._dynamo.reset()
+    graphs.count = 0
+    assert torch.equal(bench.denoised(bench.cfg_guider(compiled(model, graphs)), calls=3), expected)
+    assert graphs.count == bare == 1
+
+
+def test_changes_of_numbers_compile_nothing(bench: Bench, graphs: Graphs) -> None:
+    """One graph a structure: without the adapter, with it, with a mask, with two; whatever comes again is known."""
+    applied, one, mask = bench.apply, bench.application, torch.ones(1, 64, 64).tril()
+    middle = float(bench.model.get_model_object("model_sampling").percent_to_sigma(0.5))
+    structures = {
+        "bare": [bench.model, bench.model],
+        "one": [applied(one()), applied(one(weight=0.3)), applied(one(2)), applied(one(end_percent=0.9))],
+        "out of range": [applied(one(end_percent=0.1)), applied(one(2, start_percent=0.9))],
+        "masked": [applied(one(mask=mask)), applied(one(mask=1 - mask, weight=0.4))],
+        "two": [applied(one(), one(2)), applied(one(3), one(4, start_percent=0.1))],
+    }
+    for models in structures.values():
+        before = graphs.count
+        for model in models:
+            expected = bench.cfg(model, sigma=middle)
+            assert torch.equal(bench.cfg(compiled(model, graphs), sigma=middle), expected)
+        assert graphs.count == before + 1
+    for models in structures.values():
+        bench.cfg(compiled(models[0], graphs), sigma=middle)
+    assert graphs.count == len(structures)
