@@ -41,7 +41,7 @@ class Lines:
             print(f"  {result.name:<76} {result.value:>10.4g} {result.unit}{bound}", flush=True)
         if note:
             print(f"  {note}", flush=True)
-            content["notes"].append(note)
+            content["notes"].append(note.strip())
         content["results"] += as_json(list(results))
         self.path.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -135,7 +135,8 @@ def write_data(settings: Settings, encoders: Encoders | None = None) -> float:
     encoders = encoders or all_encoders(settings, with_unet=False)
     config = EncodeConfig(
         data=_folders(settings), out=folder / "features", base=folder, image_encoder=folder,
-        resolution=settings.resolution, batch_size=min(settings.batch_size, 16 if settings.kind is Base.SD15 else 4), phrases_per_subject=2,
+        resolution=settings.resolution, batch_size=min(settings.batch_size, 16 if settings.kind is Base.SD15 else 4),
+        phrases_per_subject=2,
         device=settings.device,
     )  # fmt: skip
     with (

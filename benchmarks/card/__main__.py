@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-PARTS = ("right", "fast", "train_fast", "train_right", "compiled", "train_compiled")
+PARTS = ("right", "fast", "train_fast", "train_right", "compiled")
 
 
 def options() -> argparse.Namespace:

@@ -16,25 +16,23 @@ from .part import Part, from_command_line
 MOST = 1.02  # × the bare host with as many rows
 LATENT = {"sd15": 64, "sdxl": 128}  # of pictures of 512 and of 1024 pixels
 NAMES = {"sd15": "SD1.5 512", "sdxl": "SDXL 1024"}
-SECONDS, ROUNDS, STEPS = 4.5, 40, 4  # for each group of MODELs that take turns
+SECONDS, ROUNDS, STEPS = 4.0, 60, 4  # for each group of MODELs that take turns
 MIB = 2**20
 
 
-def compare(part: Part, title: str, models: dict[str, Any], latent: int, batch: int) -> None:
+def compare(part: Part, title: str, models: dict[str, Any], latent: int, batch: int, seconds: float = SECONDS) -> None:
     """Milliseconds of the first MODEL, the bare host, and by how much the others take longer."""
-    within, rounds = (0.5, 2) if part.small else (SECONDS, ROUNDS)
+    within, rounds = (0.5, 2) if part.small else (seconds, ROUNDS)
     for model in models.values():
         steps.time_steps(model, latent, 1, batch)  # loads it, and lets libraries choose their kernels
-    seconds = steps.interleave(models, latent, rounds, STEPS, batch, within)
-    bare, *others = seconds
-    part.lines.add(Result(f"{title}: {bare}", statistics.median(seconds[bare]) * 1000, "ms a step"))
+    times = steps.interleave(models, latent, rounds, STEPS, batch, within)
+    bare, *others = times
+    part.lines.add(Result(f"{title}: {bare}", statistics.median(times[bare]) * 1000, "ms a step"))
     for name in others:
-        ratios = [a / b for a, b in zip(seconds[name], seconds[bare], strict=True)]
-        low, middle, high = steps.quartiles(ratios)
+        low, middle, high = steps.quartiles([a / b for a, b in zip(times[name], times[bare], strict=True)])
         target = MOST if name.startswith("ours") and not part.small else None
-        part.lines.add(
-            Result(f"{title}: {name} ÷ bare ({low:.3f} - {high:.3f}, {len(ratios)} rounds)", middle, "", target)
-        )
+        spread = f"middle half of {len(times[name])} rounds: {low:.3f} - {high:.3f}"
+        part.lines.add(Result(f"{title}: {name} ÷ {bare}", middle, "", target), note=f"    {spread}")
 
 
 def steps_of(part: Part, base: str, name: str, dtype: torch.dtype) -> None:
@@ -57,13 +55,17 @@ def memory(part: Part, title: str, ours: host.Ours, models: dict[str, Any], late
     part.lines.add(Result(f"{title}: the adapter's weights", weights / MIB, "MiB"))
     if not part.on_card:
         return
-    peaks = []
+    grown = []
     for model in models.values():
-        torch.cuda.reset_peak_memory_stats()
         host.sample(model, latent, 2)
-        peaks.append(torch.cuda.max_memory_allocated() / MIB)
-    bare, with_adapter = peaks
-    part.lines.add(Result(f"{title}: peak with the adapter, beyond the bare host's 4 rows", with_adapter - bare, "MiB"))
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        host.sample(model, latent, 2)
+        grown.append((torch.cuda.max_memory_allocated() - held) / MIB)
+    bare, with_adapter = grown
+    part.lines.add(
+        Result(f"{title}: more memory while sampling than the bare host's 4 rows", with_adapter - bare, "MiB")
+    )
 
 
 def apply_times(part: Part) -> None:

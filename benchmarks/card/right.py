@@ -67,7 +67,7 @@ def guidance(part: Part, models: Path) -> None:
     import bench
 
     scales = bench.ThreeWay(instruct_scale=2.0, image_scale=1.5)
-    for name, dtype in DTYPES.items():
+    for name, dtype in list(DTYPES.items())[: 1 if part.small else 3]:
         world = made_bench(models, dtype)
         plain = difference(world.cfg(world.model), separate(world))
         simple, three_way = world.application(), world.application(three_way=scales)
@@ -115,24 +115,23 @@ def memory(part: Part) -> None:
     def sampled(model: Any) -> torch.Tensor:
         return host.sample(model, counts.LATENT, 3)
 
+    bare = [sampled(ours.model) for _ in range(3)]
+    repeat = max(difference(other, bare[0]) for other in bare[1:])  # libraries may choose other kernels
+    most = max(2 * repeat, LEAST)
     first, again = sampled(model), sampled(model)
-    repeat = difference(again, first)
+    name = f"memory: picture of a second run (bare host: {repeat:.1e})"
+    part.lines.add(Result(name, difference(again, first), "", most))
     management.unload_all_models()
     gone = not any(loaded.model is ours.adapter.patcher for loaded in management.current_loaded_models)
     gone &= all(weight.device.type == "cpu" for weight in weights.parameters())
     part.lines.add(
         Result("memory: weights that stay on the card once unloaded", float(not gone), "", 0.0),
-        Result(
-            f"memory: picture after a reload (twice without: {repeat:.1e})",
-            difference(sampled(model), first),
-            "",
-            repeat,
-        ),
+        Result("memory: picture after they were loaded again", difference(sampled(model), first), "", most),
     )
     state, management.vram_state = management.vram_state, management.VRAMState.NO_VRAM
     try:
         management.unload_all_models()
-        forget(ours)
+        forget()
         low = ours.apply(**host.THREE_WAY)
         found = difference(sampled(low), first)
         kept = sum(weight.device.type == "cpu" for weight in weights.parameters())
@@ -140,12 +139,12 @@ def memory(part: Part) -> None:
         management.vram_state = state
         management.unload_all_models()
     part.lines.add(
-        Result("memory: picture where no memory is to be had", found, "", max(repeat, 1e-3)),
+        Result("memory: picture where no memory is to be had", found, "", most),
         Result("memory: weights left on the processor there, of all", kept / len(list(weights.parameters())), ""),
     )
 
 
-def forget(ours: host.Ours) -> None:
+def forget() -> None:
     """So that Apply projects the picture anew."""
     host.start()("nodes.host.memory")._results.clear()
     gc.collect()
@@ -169,6 +168,7 @@ def synchronisations(model: Any) -> int:
     """In one step of a warm MODEL; on a processor, the values that are read back."""
     if not torch.cuda.is_available():
         return counts.count(model).read_backs
+    host.sample(model, counts.LATENT, counts.STEPS)  # what is done once is done
     found = 0
 
     def at_step(step: int) -> None:

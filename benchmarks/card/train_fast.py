@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from ..report import Result
 from ..training_models import Settings, Way, all_encoders, base_model, write_data
@@ -18,18 +19,11 @@ from .part import Part, from_command_line
 MOST_OF_MATRIX_TIME = 2.0  # a step ÷ its arithmetic at the card's full rate: half of the rate is used
 WARM, STEPS = 2, 4
 CHECKPOINTED = {"gradient_checkpointing": True}
-LAYOUT, FUSED = {"channels_last": True}, {"fused_optimizer": True}
+LAYOUT, FUSED, COMPILED = {"channels_last": True}, {"fused_optimizer": True}, {"compile": True}
 # Micro-batches, and what is changed beside them.
 VARIANTS: dict[str, list[tuple[int, dict[str, Any]]]] = {
-    "sd15": [(16, {}), (32, {}), (64, {}), (32, LAYOUT), (32, FUSED), (64, LAYOUT | FUSED)],
-    "sdxl": [
-        (8, {}),
-        (16, {}),
-        (16, CHECKPOINTED),
-        (32, CHECKPOINTED),
-        (64, CHECKPOINTED),
-        (32, CHECKPOINTED | LAYOUT),
-    ],
+    "sd15": [(16, {}), (32, {}), (64, {}), (32, LAYOUT), (32, FUSED), (32, COMPILED), (64, COMPILED | FUSED)],
+    "sdxl": [(8, {}), (16, {}), (32, CHECKPOINTED), (64, CHECKPOINTED)],
 }
 SAMPLES = {"sd15": 192, "sdxl": 96}
 KERNELS = 10
@@ -87,6 +81,7 @@ class Measure:
 
     def _measure(self, title: str, micro: int, changes: dict[str, Any], steps: int) -> None:
         release(self.part)
+        torch._dynamo.reset()  # or another micro-batch is compiled for any
         way = Way(replace(self.settings, batch_size=micro), "features", self.model, **changes)
         if not self.operations_an_image:
             self.operations_an_image = operations(way.step, self.part.device) / micro

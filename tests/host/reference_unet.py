@@ -34,9 +34,7 @@ def unet_errors(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     return {name: relative_error(noise.float().cpu(), vectors.expected[name]) for name, noise in found.items()}
 
 
-def _call(
-    unet: torch.nn.Module, weights: dict, inputs: dict[str, torch.Tensor], scale: float
-) -> run_module.ModelCall:
+def _call(unet: torch.nn.Module, weights: dict, inputs: dict[str, torch.Tensor], scale: float) -> run_module.ModelCall:
     """A model call as a sampling run prepares it, for a batch of which each row has its own tokens."""
     tokens, latents = inputs["tokens"], inputs["latents"]
     layers = tuple((int(key.split(".")[0]), value.shape[0]) for key, value in weights.items() if ".to_k_ip." in key)
