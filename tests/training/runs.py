@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
+from training import checkpoints
+from training.run_state import OPTIMIZER, PREFIX
 from training.settings import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +54,36 @@ def weights(out: Path, name: str = "adapter.safetensors") -> dict[str, torch.Ten
     return load_file(sorted((out / "checkpoints").glob("step-*"))[-1] / name)
 
 
+def moments(out: Path, step: int | None = None) -> dict[str, dict[str, Tensor]]:
+    """AdamW's two averages of the gradients in a checkpoint, the last by default, by the weights' names."""
+    folder = out / "checkpoints"
+    checkpoint = checkpoints.newest(folder) if step is None else checkpoints.path_of(folder, step)
+    state = torch.load(checkpoint / OPTIMIZER, weights_only=True)["state"]
+    return {
+        name.removeprefix(PREFIX): {part: of_weight[part] for part in ("exp_avg", "exp_avg_sq")}
+        for name, of_weight in state.items()
+    }
+
+
+def assert_same_moments(
+    found: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]], tolerance: float = 1e-3
+) -> None:
+    """The same gradients but for rounding, which is measured by each tensor's own largest.
+
+    Weights cannot be compared so: where a gradient is about as small as AdamW's eps, its rounding alone decides on the
+    step, and it is another one on another processor.
+    """
+    assert found.keys() == expected.keys()
+    for name, parts in expected.items():
+        assert_same_gradients(list(found[name].values()), list(parts.values()), tolerance, name)
+
+
+def assert_same_gradients(found: list[Tensor], expected: list[Tensor], tolerance: float, name: str = "") -> None:
+    for gradient, wanted in zip(found, expected, strict=True):
+        largest, difference = float(wanted.abs().max()), float((gradient - wanted).abs().max())
+        assert difference <= tolerance * largest, f"{name}: gradients up to {largest:.1e} differ by {difference:.1e}"
+
+
 def command(workshop: Path, out: Path, *launcher: str, **changes: object) -> list[str]:
     """The same run as a command; ``launcher`` is what stands before ``-m training`` in place of Python itself."""
     path = out.with_suffix(".toml")
@@ -74,7 +107,7 @@ def as_toml(values: dict[str, object], prefix: str = "") -> str:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def finish(arguments: list[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
