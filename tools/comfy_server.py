@@ -101,9 +101,7 @@ class ComfyServer:
         ]  # fmt: skip
 
     def __enter__(self) -> ComfyServer:
-        # Passive: threads that wait for one another give the processor to the page and to the tests meanwhile.
-        settings = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        environment = {**os.environ, **settings}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         with self.log_file.open("wb") as log:
             # A session of its own, so that one signal ends it together with anything it started.
             self._process = subprocess.Popen(

@@ -1,9 +1,13 @@
 """`python -m training VERB [CONFIG.toml] [--option value ...]`: see `python -m training --help`."""
 
 import logging
+import os
 import sys
 
-from training.cli import USAGE, VERBS, read_config, sentence, unknown_verb
+# As in tools/__init__.py: before torch is loaded, which is when OpenMP reads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from training.cli import USAGE, VERBS, read_config, sentence, unknown_verb  # noqa: E402
 
 
 def main() -> None:
