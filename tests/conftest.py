@@ -7,6 +7,7 @@ off the path, and the packages that tests need are loaded by their place instead
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Before torch is loaded. Its oneDNN heeds not ATEN_CPU_CAPABILITY but this: on a newer processor the two would choose
+# kernels that do not fit each other, and attention in bf16 fails.
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
 def _load_package(name: str) -> None:

@@ -35,6 +35,7 @@ from runs import assert_same_moments, moments, train
 TASKS = (Task.EVERYTHING, Task.STYLE, Task.COMPOSITION)  # one of them with three-way guidance
 SHORT = {
     "steps": 4,
+    "learning_rate": 1e-6,  # small: rounding of a step tells in the next gradient
     "checkpoint_every": 4,
     "projector": "released",
     "dropout": {"text": 0.15, "words": 0.15, "image": 0.15, "all": 0.15},
@@ -152,7 +153,7 @@ def test_training_from_features_and_from_pictures_ends_alike(
 ) -> None:
     ours, start = weights(from_features), load_file(studio / "start.safetensors")
     assert ours.keys() > start.keys()
-    assert all((ours[key] - start[key]).abs().max() > 3.8e-3 for key in start), "a weight was not trained"
+    assert all((ours[key] - start[key]).abs().max() > 3.5e-6 for key in start), "a weight was not trained"
     assert_same_moments(moments(from_pictures), moments(from_features))
     steps = zip(lines(from_features / "metrics.jsonl"), lines(from_pictures / "metrics.jsonl"), strict=True)
     looks = zip(lines(from_features / "validation.jsonl"), lines(from_pictures / "validation.jsonl"), strict=True)
