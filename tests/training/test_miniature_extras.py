@@ -95,7 +95,7 @@ def test_the_host_is_led_by_the_scribble_as_diffusers_is(
     context = text.repeat_interleave(4, dim=2)
     residuals = control.get_control(noisy, sigmas, {"c_crossattn": context}, 1, {})
     found = patcher.model.diffusion_model(latents, timesteps.float(), context=context, control=residuals)
-    assert (found - wanted).abs().max() < 1e-4 * wanted.std()
+    assert (found - wanted).abs().max() < 1e-3 * wanted.std()  # rounding: up to 3e-5; what is compared: 1e-2 and more
     plain = narrow(latents, timesteps, text)
     unscribbled = controlnet.denoise(scribbler, narrow.unet, latents, timesteps, text, torch.zeros(3, 3, 64, 64))
     assert (wanted - plain).std() > 0.1 * plain.std()
@@ -120,7 +120,7 @@ def test_the_host_patches_the_lora_in_as_the_narrow_one_merges(
     context = text.repeat_interleave(4, dim=2)
     found = patched.model.diffusion_model(latents, timesteps.float(), context=context)
     patched.detach()
-    assert (found - wanted).abs().max() < 1e-4 * wanted.std()
+    assert (found - wanted).abs().max() < 1e-3 * wanted.std()  # rounding: up to 3e-5; what is compared: 1e-2 and more
     assert (wanted - narrow(latents, timesteps, text)).std() > 0.1 * wanted.std()
 
 

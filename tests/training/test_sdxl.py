@@ -154,7 +154,7 @@ def test_training_from_features_and_from_pictures_ends_alike(
     ours, start = weights(from_features), load_file(studio / "start.safetensors")
     assert ours.keys() > start.keys()
     assert all((ours[key] - start[key]).abs().max() > 3.5e-6 for key in start), "a weight was not trained"
-    assert_same_moments(moments(from_pictures), moments(from_features))
+    assert_same_moments(moments(from_pictures), moments(from_features), tolerance=2e-4)
     steps = zip(lines(from_features / "metrics.jsonl"), lines(from_pictures / "metrics.jsonl"), strict=True)
     looks = zip(lines(from_features / "validation.jsonl"), lines(from_pictures / "validation.jsonl"), strict=True)
     pairs = [(one[f"loss/{task.value}"], two[f"loss/{task.value}"]) for one, two in steps for task in TASKS]

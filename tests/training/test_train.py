@@ -256,4 +256,4 @@ def test_raw_shards_train_as_features_do(workshop: Path, tmp_path: Path) -> None
     train(workshop, tmp_path / "features", **common)
     raw = {"features": None, "data": [workshop / "data" / task for task in tasks], "resolution": 64}
     train(workshop, tmp_path / "raw", image_encoder=workshop / "clip", **raw, **common)
-    assert_same_moments(moments(tmp_path / "raw"), moments(tmp_path / "features"))
+    assert_same_moments(moments(tmp_path / "raw"), moments(tmp_path / "features"), tolerance=2e-4)
