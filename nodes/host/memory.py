@@ -78,6 +78,8 @@ class HostedOpenClip:
 
     def load(self) -> torch.device:
         management.load_model_gpu(self.patcher)
+        # With little room the host leaves weights on the CPU, for layers to cast, which open_clip's do not.
+        self.model.to(self.patcher.load_device)
         return self.patcher.load_device
 
 
