@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ipadapter_instruct_core.adapter import Adapter
-from ipadapter_instruct_core.checkpoint import load, save
-from ipadapter_instruct_core.config import AdapterConfig, Base, InstructionEncoder
+from ipadapter_instruct_core.checkpoint import load
+from ipadapter_instruct_core.config import Base, InstructionEncoder
 from ipadapter_instruct_core.guidance import Row, simple_coefficients
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from safetensors.torch import load_file
 from shards_of_photographs import save_shards
-from tiny_base import OPEN_CLIP, POOLED, WIDTH, WIDTH_2, NoAdapter, save_open_clip, save_sd15, save_sdxl
+from tiny_base import POOLED, WIDTH, WIDTH_2, NoAdapter, save_open_clip, save_sd15, save_sdxl, save_sdxl_start
 from training.base import load_base
 from training.batches import collate
 from training.conditioned_unet import cross_attentions, prepare_unet
@@ -63,22 +62,9 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
             device="cpu",
         )
     )
-    layers = tuple(cross_attentions(load_base(folder / "base").unet))
+    layers = cross_attentions(load_base(folder / "base").unet)
     assert [number for number, _ in layers] == list(range(1, 16, 2))
-    torch.manual_seed(2)
-    plain = AdapterConfig(
-        image_width=OPEN_CLIP["vision_cfg"]["width"],
-        width=64,
-        heads=1,
-        depth=2,
-        token_count=4,
-        output_width=WIDTH + WIDTH_2,
-        instruction_width=None,
-        prompt_width=None,
-        layers=layers,
-        base=Base.SDXL,
-    )
-    save(folder / "start.safetensors", Adapter(plain))
+    save_sdxl_start(folder / "start.safetensors", folder / "base")
     return folder
 
 

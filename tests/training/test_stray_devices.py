@@ -1,0 +1,90 @@
+"""A training step on a card that is not there: a tensor on the wrong device fails on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from absent_card import CARD, Card, backward, card
+from accelerate import Accelerator
+from ipadapter_instruct_core.tasks import Task
+from shards_of_photographs import save_shards
+from tiny_base import save_open_clip, save_sdxl, save_sdxl_start
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from training import train
+from training.run_log import RunLog
+from training.settings import TrainConfig
+
+from runs import settings
+
+__all__ = ["card"]
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+
+
+@pytest.fixture
+def trainer(card: Card, monkeypatch: pytest.MonkeyPatch) -> Callable[..., train.Trainer]:
+    """Makes a run's trainer, with accelerate on the card; what is read of files is read before it goes there."""
+
+    def real(function: Callable) -> Callable:
+        def call(*arguments: Any) -> Any:
+            with unset_fake_temporarily():
+                return function(*arguments)
+
+        return call
+
+    start = real(train.start_adapter)
+    monkeypatch.setattr(Accelerator, "device", CARD)
+    monkeypatch.setattr(Accelerator, "backward", lambda _, loss: backward(loss))
+    for name in ("load_data", "state_widths"):
+        monkeypatch.setattr(train, name, real(getattr(train, name)))
+    # Not by accelerate, after the optimiser was made: fake weights cannot be moved in place.
+    monkeypatch.setattr(train, "start_adapter", lambda *arguments: start(*arguments).to(CARD))
+
+    def make(workshop: Path, out: Path, **changes: Any) -> train.Trainer:
+        config = TrainConfig(**settings(workshop, out, ema=0.9, **changes))
+        accelerator = Accelerator(cpu=True)
+        accelerator.gradient_accumulation_steps = train.accumulation(config, 1)
+        with card:
+            return train.Trainer(config, accelerator)
+
+    return make
+
+
+def step(trainer: train.Trainer, card: Card, out: Path) -> None:
+    """One step of two micro-batches, which are loaded before, and what the log makes of it."""
+    batches = iter(list(islice(trainer._batches(0), 2)))
+    with card:
+        trainer.log = RunLog(trainer.accelerator, out, 0)
+        trainer._step(batches)
+        trainer.log.check(1, out)
+        trainer.log.line(1, 8, 1e-3)
+    parameters = list(trainer.model.parameters())
+    moments = trainer.optimizer.optimizer.state
+    assert {each.device for each in parameters + list(trainer.state.averages.values())} == {CARD}
+    assert all(moments[each]["exp_avg"].device == CARD for each in parameters)
+
+
+def test_a_step_from_features(
+    workshop: Path, features: Path, tmp_path: Path, card: Card, trainer: Callable[..., train.Trainer]
+) -> None:
+    step(trainer(workshop, tmp_path), card, tmp_path)
+
+
+def test_a_step_from_pictures_on_sdxl(tmp_path: Path, card: Card, trainer: Callable[..., train.Trainer]) -> None:
+    """With the encoders on the card, the pooled vector and the size numbers, and a frozen model in half precision."""
+    save_sdxl_start(tmp_path / "start.safetensors", save_sdxl(tmp_path / "base"))
+    raw = {
+        "features": None,
+        "data": [save_shards(tmp_path / "data", Task.STYLE)],
+        "image_encoder": save_open_clip(tmp_path / "clip"),
+        "resolution": 64,
+        "projector": "released",
+        "precision": "bf16",
+    }
+    made = trainer(tmp_path, tmp_path / "run", **raw)
+    step(made, card, tmp_path)
+    with card:
+        assert {states.device for states in made.encoders.rows().values()} == {CARD}
