@@ -5,6 +5,7 @@ On top of torch's own `FakeTensorMode`, which does the most of it:
 - torch's build for CPUs knows of no cards at all: it is told as much of one as autograd asks for (`_guard`).
 - A number read back from the card, which no fake tensor has, is 1.
 - Operations that torch's fakes let pass with tensors of two devices, and cards do not, are refused too.
+- So are matrix products on the CPU: the host's layers cast their weights to wherever a stray input lies, and are slow.
 """
 
 from __future__ import annotations
@@ -25,18 +26,24 @@ CARD = torch.device("cuda:0")
 CPU = torch.device("cpu")
 aten = torch.ops.aten
 COPIES = (aten._to_copy, aten.copy_, aten._foreach_copy_)
+PRODUCTS = (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.convolution)
 INDEXING = (aten.index, aten.index_put, aten.index_put_)  # a card takes an index from the CPU
 
 
 class StrayDevice(RuntimeError):
-    """An operation was given tensors of two devices."""
+    """An operation was given tensors of two devices, or of the CPU where only a card is quick."""
 
 
 class Card(FakeTensorMode):
-    """Within it, tensors on ``cuda:0`` can be made and computed with. Real tensors count as the CPU's."""
+    """Within it, tensors on ``cuda:0`` can be made and computed with. Real tensors count as the CPU's.
+
+    Attributes:
+        products_on_cpu: whether matrix products on the CPU are let pass, where someone else chose to have them there.
+    """
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self.products_on_cpu = False
 
     def __torch_dispatch__(self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -53,6 +60,8 @@ class Card(FakeTensorMode):
             devices = {str(tensor.device) for tensor in tensors if tensor.ndim or tensor.device != CPU}
             if len(devices) > 1:
                 raise StrayDevice(f"{func} was given tensors on {' and '.join(sorted(devices))}")
+            if kind in PRODUCTS and devices == {"cpu"} and not self.products_on_cpu:
+                raise StrayDevice(f"{func} was left to the CPU")
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
