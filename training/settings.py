@@ -13,8 +13,8 @@ from training.trained import Projector
 # same is seen by `Trainer.identity` in training/train.py.
 FREE_SETTINGS = {
     "out", "micro_batch_size", "workers", "cpu", "gradient_checkpointing", "compile", "channels_last",
-    "fused_optimizer", "checkpoint_every", "keep", "log_every", "trackers", "validation", "max_skipped", "base", "base_config", "features", "data", "image_encoder",
-    "instruction_encoder", "start",
+    "fused_optimizer", "checkpoint_every", "keep", "log_every", "trackers", "validation", "max_skipped", "base",
+    "base_config", "features", "data", "image_encoder", "instruction_encoder", "start",
 }  # fmt: skip
 
 

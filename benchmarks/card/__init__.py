@@ -7,4 +7,5 @@ fast             the pack's steps beside the bare host's, its memory, Apply
 train_fast       images a second, the share of the card's matrix rate, memory; `encode`
 train_right      half precisions beside float32; a run that was killed; two ranks
 compiled         the pack's steps under the host's compile node
+train_compiled   images a second with torch.compile, of which the first step takes minutes
 """

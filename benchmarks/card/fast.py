@@ -16,7 +16,7 @@ from .part import Part, from_command_line
 MOST = 1.02  # × the bare host with as many rows
 LATENT = {"sd15": 64, "sdxl": 128}  # of pictures of 512 and of 1024 pixels
 NAMES = {"sd15": "SD1.5 512", "sdxl": "SDXL 1024"}
-SECONDS, ROUNDS, STEPS = 4.0, 60, 4  # for each group of MODELs that take turns
+SECONDS, ROUNDS, STEPS = 3.0, 60, 4  # for each group of MODELs that take turns
 MIB = 2**20
 
 

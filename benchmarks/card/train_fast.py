@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._dynamo
 
 from ..report import Result
 from ..training_models import Settings, Way, all_encoders, base_model, write_data
@@ -17,15 +16,15 @@ from .fast import NAMES
 from .part import Part, from_command_line
 
 MOST_OF_MATRIX_TIME = 2.0  # a step ÷ its arithmetic at the card's full rate: half of the rate is used
-WARM, STEPS = 2, 4
+WARM, STEPS = 2, 3
 CHECKPOINTED = {"gradient_checkpointing": True}
-LAYOUT, FUSED, COMPILED = {"channels_last": True}, {"fused_optimizer": True}, {"compile": True}
+LAYOUT, FUSED = {"channels_last": True}, {"fused_optimizer": True}
 # Micro-batches, and what is changed beside them.
 VARIANTS: dict[str, list[tuple[int, dict[str, Any]]]] = {
-    "sd15": [(16, {}), (32, {}), (64, {}), (32, LAYOUT), (32, FUSED), (32, COMPILED), (64, COMPILED | FUSED)],
-    "sdxl": [(8, {}), (16, {}), (32, CHECKPOINTED), (64, CHECKPOINTED)],
+    "sd15": [(16, {}), (32, {}), (64, {}), (32, LAYOUT), (32, FUSED)],
+    "sdxl": [(8, {}), (16, CHECKPOINTED), (32, CHECKPOINTED), (64, CHECKPOINTED)],
 }
-SAMPLES = {"sd15": 192, "sdxl": 96}
+SAMPLES = {"sd15": 192, "sdxl": 66}
 KERNELS = 10
 
 
@@ -81,7 +80,6 @@ class Measure:
 
     def _measure(self, title: str, micro: int, changes: dict[str, Any], steps: int) -> None:
         release(self.part)
-        torch._dynamo.reset()  # or another micro-batch is compiled for any
         way = Way(replace(self.settings, batch_size=micro), "features", self.model, **changes)
         if not self.operations_an_image:
             self.operations_an_image = operations(way.step, self.part.device) / micro
@@ -102,7 +100,7 @@ class Measure:
         over = self.rate / (images * self.operations_an_image)
         name = f"{NAMES[self.base]}: the fastest step ÷ its arithmetic at the matrix rate"
         self.part.lines.add(Result(name, over, "", goal))
-        if self.part.on_card:
+        if goal is not None and over > goal:
             way = Way(replace(self.settings, batch_size=micro), "features", self.model, **changes)
             profile(self.part, NAMES[self.base], way)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tomllib
 import torch
 from torch import Tensor
 
@@ -20,11 +22,12 @@ from ..training_models import Settings, Way, base_model, write_data
 from .part import Part, from_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "training" / "configs"
 STEPS = 50
 RATE = 1e-4  # of these short runs
 LEAST_ALIKE = 0.1  # 1 - cosine of what a run in half precision changed, to what float32 changed
 MOST_LOSS = 0.02  # by how much a step's loss may differ, as a share of it
-STEPS_OF_RUN, EVERY = 60, 10  # of the runs that are killed, and between their checkpoints
+STEPS_OF_RUN, EVERY = 40, 10  # of the runs that are killed, and between their checkpoints
 MOST_OF_RANKS = 0.1  # of the weights' largest change: rounding that AdamW makes whole steps of
 
 
@@ -67,16 +70,24 @@ def flat(way: Way) -> Tensor:
 
 def runs(part: Part, folder: Path) -> None:
     """Whole runs by the command itself: one, the same again, one that is killed and goes on, and one of two ranks."""
+    from training.build import BuildConfig
+    from training.build import run as build
     from training.debug import make
+    from training.encode import EncodeConfig
+    from training.encode import run as encode
 
     make(folder / "debug")
-    training(folder, "build", "debug_build").communicate()
-    training(folder, "encode", "debug_encode", "--device", part.device).communicate()
+    for verb, config in (("build", BuildConfig), ("encode", EncodeConfig)):
+        read = tomllib.loads((CONFIGS / f"debug_{verb}.toml").read_text())
+        with contextlib.chdir(folder):
+            {"build": build, "encode": encode}[verb](config(**read))
     started = {name: run(part, folder, name) for name in ("one", "again", "killed")}
     kill_after_a_checkpoint(started["killed"], folder / "killed" / "checkpoints")
-    for name in ("one", "again"):
-        assert started[name].wait() == 0, f"the run {name} failed; its message is above"
-    assert run(part, folder, "killed").wait() == 0, "the run did not go on; its message is above"
+    started["killed"] = run(part, folder, "killed")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone")
+    two = run(part, folder, "two", launcher, stderr=subprocess.PIPE)
+    for name, process in started.items():
+        assert process.wait() == 0, f"the run {name} failed; its message is above"
     one = weights(folder / "one")
     moved = apart(weights(folder / "one", EVERY), one)
     again, killed = (apart(weights(folder / name), one) / moved for name in ("again", "killed"))
@@ -84,8 +95,6 @@ def runs(part: Part, folder: Path) -> None:
         Result("a run given twice: weights apart, as a share of their change", again, ""),
         Result("a run killed and resumed: the same", killed, "", 2 * again),
     )
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone")
-    two = run(part, folder, "two", *launcher, stderr=subprocess.PIPE)
     errors = two.communicate()[1]
     if two.returncode == 0:
         name = "two ranks beside one: weights apart, as a share of their change"
@@ -95,23 +104,17 @@ def runs(part: Part, folder: Path) -> None:
         part.lines.add(note=f"two ranks on one card: refused ({why[0][:160]})")
 
 
-def run(part: Part, folder: Path, name: str, *launcher: str, **process: Any) -> subprocess.Popen[str]:
+def run(part: Part, folder: Path, name: str, launcher: tuple[str, ...] = (), **process: Any) -> subprocess.Popen[str]:
+    """Start `train` on the debug data; two ranks share the card."""
     place = "--cpu" if not part.on_card else "--no-cpu"
     steps = ("--steps", STEPS_OF_RUN, "--checkpoint-every", EVERY, "--keep", STEPS_OF_RUN, "--log-every", EVERY)
-    more = ("--out", name, place, "--validation.every", 0, "--trackers")
-    return training(folder, "train", "debug", *steps, *more, launcher=launcher, **process)
-
-
-def training(
-    folder: Path, verb: str, config: str, *options: Any, launcher: tuple[str, ...] = (), **process: Any
-) -> subprocess.Popen[str]:
-    path = ROOT / "training" / "configs" / f"{config}.toml"
-    arguments = [sys.executable, *launcher, "-m", "training", verb, str(path), *map(str, options)]
+    options = (*steps, "--out", name, place, "--validation.every", 0, "--trackers")
+    arguments = [sys.executable, *launcher, "-m", "training", "train", CONFIGS / "debug.toml", *options]
     known = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": known, "OMP_NUM_THREADS": "1"}
-    if launcher and torch.cuda.is_available():
-        environment["ACCELERATE_TORCH_DEVICE"] = "cuda:0"  # both ranks
-    return subprocess.Popen(arguments, cwd=folder, env=environment, text=True, **process)
+    if launcher and part.on_card:
+        environment["ACCELERATE_TORCH_DEVICE"] = "cuda:0"
+    return subprocess.Popen([str(each) for each in arguments], cwd=folder, env=environment, text=True, **process)
 
 
 def kill_after_a_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
