@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
+
+import torch
 
 from ..report import Result
 from ..training_parts import matrix_rate
@@ -14,6 +17,8 @@ from .train_fast import Measure, encoded, settings_of
 
 def main() -> None:
     part = from_command_line(__doc__)
+    if part.small:  # without the minutes that compiling takes on a processor
+        torch.compile = partial(torch.compile, backend="aot_eager")
     rate = matrix_rate(part.device, "no" if part.small else "bf16")
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_of(part, "sd15", folder)
