@@ -55,16 +55,17 @@ def three_way(
 
 
 def three_way_correction(
-    predictions: Mapping[Row, Tensor], text_scale: float, instruct_scale: float, image_scale: float
+    predictions: Mapping[Row, Tensor], text_scale: float | Tensor, instruct_scale: float, image_scale: float
 ) -> Tensor | float:
     """``three_way - simple`` at one text scale: what a sampler that knows only classifier-free guidance lacks.
 
     ``(s_text - s_image) (uncond - image) + (s_text - s_instruct) (everything - full)``. A row that is not
-    needed may be absent; 0.0 when the two formulas agree.
+    needed may be absent; 0.0 when the two formulas agree. A text scale that is a tensor is one for each latent.
     """
+    several = isinstance(text_scale, Tensor)
     correction: Tensor | float = 0.0
-    if text_scale != image_scale:
+    if several or text_scale != image_scale:
         correction = (text_scale - image_scale) * (predictions[Row.UNCOND] - predictions[Row.IMAGE])
-    if text_scale != instruct_scale:
+    if several or text_scale != instruct_scale:
         correction = correction + (text_scale - instruct_scale) * (predictions[Row.EVERYTHING] - predictions[Row.FULL])
     return correction

@@ -105,7 +105,7 @@ class ApplyAdapter(io.ComfyNode):
             )
         host_apply.matching_slots(model, adapter)  # before the picture is encoded: the cheap check first
         if weight == 0.0:
-            return io.NodeOutput(model)
+            return io.NodeOutput(host_apply.without(model))
         task = defaults(instruction.task, adapter.config.base)
         application = Application(
             adapter=adapter,
@@ -127,7 +127,7 @@ def _three_way(
         return None
     if guidance == AUTO:
         three_way = task.guidance is GuidanceMode.THREE_WAY
-        return ThreeWay(task.instruct_scale, task.image_scale) if three_way else None
+        return ThreeWay(task.instruct_scale, task.image_scale, automatic=True) if three_way else None
     return ThreeWay(instruct_scale, image_scale) if guidance == GuidanceMode.THREE_WAY.value else None
 
 

@@ -13,10 +13,16 @@ CHAIN = "ipadapter_instruct"  # where a MODEL's transformer options keep the cha
 
 @dataclass(frozen=True)
 class ThreeWay:
-    """Scales of three-way guidance; the text scale is the sampler's cfg."""
+    """Scales of three-way guidance; the text scale is the sampler's cfg.
+
+    Attributes:
+        automatic: the task has chosen, not the user. At cfg 1, which models take that were made to run without a
+            negative, it then is simple guidance.
+    """
 
     instruct_scale: float
     image_scale: float
+    automatic: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +87,11 @@ class Chain:
     @property
     def may_be_three_way(self) -> bool:
         return any(self.scales_of(a) is not None for a in self.applications)
+
+    @property
+    def needs_negative(self) -> bool:
+        """At cfg 1 too, where the host leaves it out."""
+        return any(scales is not None and not scales.automatic for scales in map(self.scales_of, self.applications))
 
     def __deepcopy__(self, memo: dict) -> "Chain":
         return self

@@ -9,8 +9,9 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...ipadapter_instruct_core.config import AdapterConfig
 from .application import CHAIN, Application, Chain, ThreeWay
 from .memory import HostedAdapter
-from .sampling import call_model, correct_guidance, evaluate_conds, start_run
+from .sampling import call_model, evaluate_conds, start_run
 from .slots import AttentionSlot, CrossAttention, cross_attentions, install
+from .three_way import correct_guidance
 
 WRAPPERS = {
     WrappersMP.SAMPLER_SAMPLE: start_run,
@@ -58,6 +59,14 @@ def apply(model: ModelPatcher, application: Application) -> ModelPatcher:
     return patched
 
 
+def without(model: ModelPatcher) -> ModelPatcher:
+    """A clone to which an application of no weight was asked for: the bare model, which our guider takes too."""
+    patched = model.clone()
+    options = patched.model_options["transformer_options"] = patched.model_options["transformer_options"].copy()
+    options.setdefault(CHAIN, Chain())
+    return patched
+
+
 def with_guider_scales(model: ModelPatcher, scales: ThreeWay) -> ModelPatcher:
     """A clone whose applications are all guided three ways by these scales."""
     chain = model.model_options["transformer_options"].get(CHAIN)
@@ -75,8 +84,9 @@ def _set_chain(patched: ModelPatcher, chain: Chain) -> None:
     patched.model_options["transformer_options"][CHAIN] = chain
     registered: list[Any] = patched.model_options.get("sampler_post_cfg_function", [])
     if chain.may_be_three_way and correct_guidance not in registered:
-        # The negative row is needed at cfg 1 too, where the host would leave it out.
-        patched.set_model_sampler_post_cfg_function(correct_guidance, disable_cfg1_optimization=True)
+        patched.set_model_sampler_post_cfg_function(correct_guidance)
+    if chain.needs_negative:
+        patched.model_options["disable_cfg1_optimization"] = True
 
 
 def _own_replacements(patched: ModelPatcher) -> dict:

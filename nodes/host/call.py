@@ -17,6 +17,7 @@ from .application import Application
 if TYPE_CHECKING:
     from .run import SamplingRun
 
+NEGATIVE = 1  # the place of the negative among the host's lists, by which other packs know it
 HALVINGS = 4  # how often a UNet halves its latent at most; masks are made for each size beforehand
 
 LayerPairs = list[tuple[Tensor, Tensor]]
@@ -45,6 +46,7 @@ class ModelCall:
         self,
         run: SamplingRun,
         cells: tuple[Cell, ...],
+        shown: tuple[int, ...],
         indices: tuple[int, ...],
         x: Tensor,
         dtype: torch.dtype,
@@ -52,6 +54,8 @@ class ModelCall:
     ) -> None:
         self.run = run
         self.cells = cells
+        self.shown = shown  # the rows' numbers, as the host shows them to everyone
+        self.batch = len(x)
         self.indices = indices
         self.device, self.dtype = x.device, dtype
         # A tiling model wrapper stacks its tiles, each with all rows, so the rows repeat.
@@ -96,7 +100,7 @@ class ModelCall:
             return options
         places = self.run.places
         stand_for = {Row.EVERYTHING: places[Row.FULL], Row.IMAGE: places[Row.UNCOND]}
-        shown = zip(self.cells, options["cond_or_uncond"], strict=True)
+        shown = zip(self.cells, self.shown, strict=True)
         return options | {"cond_or_uncond": [stand_for.get(cell.row, i) for cell, i in shown]}
 
     def mask(self, place: int, size: tuple[int, ...]) -> Tensor | None:
@@ -111,6 +115,31 @@ class ModelCall:
             if not torch.compiler.is_compiling():
                 masks[size] = found
         return found
+
+    def repeated(self, tensors: tuple[Tensor | None, ...], rows: int, shown: list[int]) -> list[Tensor | None] | None:
+        """Tensors of this batch for a slot that is asked with more ``rows`` than the batch has, as regional prompts do:
+        a patch before the slot has repeated some. None, and the adapter off, where it cannot be told which."""
+        times = self._times(rows, shown)
+        if times is None:
+            self.run.lost = True
+            self.run.warn("Another patch changed the rows inside the model, so the adapter is off where it does.")
+            return None
+        return [None if each is None else _repeat(each, times) for each in tensors]
+
+    def _times(self, rows: int, shown: list[int]) -> list[int] | None:
+        """How often each row stands there."""
+        wanted = rows // (self.batch // len(self.cells))
+        if len(shown) == wanted:  # the patch keeps the list of rows true
+            times = [shown.count(number) // self.shown.count(number) for number in self.shown]
+        else:
+            # Whatever is not the negative counts as positive, and is what such patches repeat; alone, all rows are.
+            repeats = [number != NEGATIVE for number in self.shown]
+            repeats = repeats if any(repeats) else [True] * len(repeats)
+            each = (wanted - repeats.count(False)) // repeats.count(True)
+            times = [each if repeat else 1 for repeat in repeats]
+            if sum(times) != wanted and wanted % len(times) == 0:
+                times = [wanted // len(times)] * len(times)
+        return times if min(times) > 0 and sum(times) * self.batch == rows * len(times) and self.repeats == 1 else None
 
     def _key_values(self, application: Application) -> LayerPairs:
         rows = self.run.key_values[application]
@@ -128,6 +157,11 @@ class ModelCall:
     def _mask(self, picture: Tensor, size: tuple[int, ...]) -> Tensor:
         rows = [_mask_of(picture, cell.area, self.run.latent_size, size) for cell in self.cells]
         return self._deal([row.flatten(1).unsqueeze(-1) for row in rows])
+
+
+def _repeat(tensor: Tensor, times: list[int]) -> Tensor:
+    rows = zip(tensor.chunk(len(times)), times, strict=True)
+    return torch.cat([row.repeat(count, *[1] * (row.ndim - 1)) for row, count in rows])
 
 
 def _mask_of(mask: Tensor, area: tuple[int, ...] | None, latent: tuple[int, ...], size: tuple[int, ...]) -> Tensor:

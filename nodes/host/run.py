@@ -3,7 +3,9 @@
 Made when sampling starts, once the models are loaded, and dropped with it; nothing of it is on a MODEL.
 """
 
+import re
 import uuid
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,13 +22,26 @@ from .slots import cross_attentions
 RUN = "ipadapter_instruct_run"
 # Guiders' names of the lists whose rows carry the picture; every other list counts as negative.
 POSITIVE_LISTS = ("positive", "middle")
+KNOWN_LISTS = (*POSITIVE_LISTS, "negative")
+# Where a guider has no list of the name "positive", the beginnings of the words in their names tell them.
+NEGATIVE_WORDS, POSITIVE_WORDS = ("neg", "uncond", "empty"), ("pos", "cond", "prompt", "middle")
+ADDED = (Row.EVERYTHING, Row.IMAGE)
 
 
 class Kept(NamedTuple):
-    """What three-way guidance evaluated beside the sampler's two predictions, until the step's guidance is done."""
+    """What three-way guidance evaluated beside the sampler's two predictions, until the step's guidance is done.
+
+    Attributes:
+        pair: what the sampler was given for its positive and negative.
+        derived: the conditionings of both added rows, evaluated or not.
+        others: whether anyone else takes part in this step's guidance, or may.
+    """
 
     scales: ThreeWay
+    pair: tuple[Tensor, Tensor]
     predictions: dict[Row, Tensor]
+    derived: dict[Row, list[dict]]
+    others: bool
 
 
 class SamplingRun:
@@ -36,13 +51,18 @@ class SamplingRun:
         self.guider = guider
         self.chain = chain
         self.items = noise.shape[0]
+        self.shape = noise.shape
         self.latent_size = tuple(noise.shape[-2:])
         self.cells: dict[uuid.UUID, Cell] = {}
+        self.untold: dict[uuid.UUID, str] = {}  # the list's name, where it does not say what it is
+        self.numbers: dict[uuid.UUID, int] = {}  # of the list, in the last call that held it
         self.places: dict[Row, int] = {}  # where the last three-way call held the guider's two lists
         self.said: set[str] = set()
-        self.kept: Kept | None = None
-        self.derived: dict[Row, list[dict]] = {}
+        self.wrapped = False  # someone stands between the host's calls and the model
+        self.lost = False  # another patch changed rows in a way that cannot be followed
+        self.kept: list[Kept] = []
         self.calls: dict[tuple, ModelCall] = {}
+        self._derived_uuids: dict[tuple[uuid.UUID, Row], uuid.UUID] = {}
         sampling = guider.model_patcher.get_model_object("model_sampling")
         self.ranges = {
             a: (float(sampling.percent_to_sigma(a.start_percent)), float(sampling.percent_to_sigma(a.end_percent)))
@@ -50,60 +70,93 @@ class SamplingRun:
             if not a.always
         }
         self._everyone = frozenset(chain.applications)
-        self._name_rows()
+        self.three_way = self._name_rows() and chain.may_be_three_way
 
-    def _name_rows(self) -> None:
+    def _name_rows(self) -> bool:
         """Give each conditioning a uuid of its own, since the host copies them, uuid and all, between roles
-        under area conditioning, and derive the rows that three-way guidance adds."""
-        for name, conds in self.guider.conds.items():
+        under area conditioning. Returns whether there are two lists, as three-way guidance needs."""
+        lists = {name: conds for name, conds in self.guider.conds.items() if _are_conds(conds)}
+        guessed = {}
+        for name, conds in lists.items():
             row = Row.FULL if name in POSITIVE_LISTS else Row.UNCOND
-            for cond in conds or []:
-                self._name(cond, row)
-        if not self.chain.may_be_three_way:
-            return
-        if set(self.guider.conds) == {"positive", "negative"}:
-            for row in (Row.EVERYTHING, Row.IMAGE):
-                self.derived[row] = [self._derive(cond, row) for cond in self.guider.conds["negative"]]
-        else:
-            log.info(
+            if "positive" not in lists:
+                row = guessed[name] = _row_by_name(name)
+            for cond in conds:
+                self._name(cond, row or Row.FULL)
+                if row is None:
+                    self.untold[cond["uuid"]] = name
+        told = ", ".join(
+            f"{name} for the {_role(row)}" for name, row in guessed.items() if row and name not in KNOWN_LISTS
+        )
+        if told:
+            self.tell(f"This sampler has its own names for its prompts: IPAdapter-Instruct takes {told}.")
+        if len(lists) != 2 and self.chain.may_be_three_way:
+            self.tell(
                 "Three-way guidance needs a sampler with one positive and one negative prompt; "
-                "this one has %s, so simple guidance is used.",
-                ", ".join(self.guider.conds),
+                f"this one has {', '.join(lists)}, so simple guidance is used."
             )
+        return len(lists) == 2
+
+    def tell(self, sentence: str) -> None:
+        self._say(log.info, sentence)
 
     def warn(self, sentence: str) -> None:
-        """Say something to the user, once a run."""
+        self._say(log.warning, sentence)
+
+    def _say(self, how: Callable[[str], None], sentence: str) -> None:
+        """To the user, once a run."""
         if sentence not in self.said:
             self.said.add(sentence)
-            log.warning(sentence)
+            how(sentence)
 
-    def _name(self, cond: dict, row: Row) -> dict:
+    def _name(self, cond: dict, row: Row) -> None:
         cond["uuid"] = uuid.uuid4()
-        area = cond.get("area")
-        self.cells[cond["uuid"]] = Cell(row, tuple(area) if area is not None else None)
-        return cond
+        self.cells[cond["uuid"]] = Cell(row, _area(cond))
 
-    def _derive(self, negative: dict, row: Row) -> dict:
-        """A row with the negative text, its control, area, mask and hooks, and SDXL's positive pooled vector."""
-        cond = self._name(negative.copy(), row)
-        positives = self.guider.conds["positive"]
-        same_area = [p for p in positives if p.get("area") == negative.get("area")]
-        donor = next(iter(same_area or positives), None)
-        if donor is not None and "y" in donor["model_conds"] and "y" in cond["model_conds"]:
-            cond["model_conds"] = cond["model_conds"] | {"y": donor["model_conds"]["y"]}
-        return cond
+    def look_at(self, conds: list) -> None:
+        """Learn from a call's lists their numbers, and the positive by its place where no name told: the host's own
+        function puts it first."""
+        for number, some in enumerate(conds):
+            for cond in some if _are_conds(some) else ():
+                key = cond.get("uuid")
+                self.numbers[key] = number
+                if key in self.untold:
+                    name, row = self.untold.pop(key), Row.UNCOND if number else Row.FULL
+                    self.cells[key] = Cell(row, _area(cond))
+                    self.tell(f"This sampler does not say what {name} is: taken for the {_role(row)} by its place.")
 
-    def active(self, timestep: Tensor) -> frozenset[Application]:
+    def row_of(self, conds: Any) -> Row | None:
+        """What a call's list is, told by its first conditioning; None for what is not the guider's."""
+        cell = self.cells.get(conds[0].get("uuid")) if _are_conds(conds) else None
+        return None if cell is None else cell.row
+
+    def derive(self, row: Row, negatives: list[dict], positives: list[dict], sigma: Callable[[], float]) -> list[dict]:
+        """The conditionings of an added row: the negative's text, control, area, mask and hooks as this call has them,
+        and of SDXL's pooled vectors the one of the positive that is in force."""
+        return [self._derive(row, negative, positives, sigma) for negative in negatives]
+
+    def _derive(self, row: Row, negative: dict, positives: list[dict], sigma: Callable[[], float]) -> dict:
+        key = self._derived_uuids.setdefault((negative["uuid"], row), uuid.uuid4())
+        self.cells[key] = Cell(row, _area(negative))
+        cond = negative | {"uuid": key}
+        if "y" not in negative["model_conds"]:
+            return cond
+        donors = [p for p in positives if "y" in p["model_conds"]]
+        donors = [p for p in donors if _in_force(p, sigma)] or donors
+        donors = [p for p in donors if p.get("area") == negative.get("area")] or donors
+        return cond | {"model_conds": cond["model_conds"] | {"y": donors[0]["model_conds"]["y"]}} if donors else cond
+
+    def active(self, sigma: Callable[[], float]) -> frozenset[Application]:
         """The applications that act at this step; reads the step back from the device only if one has a range."""
         if not self.ranges:
             return self._everyone
-        sigma = float(timestep[0])
+        now = sigma()
         return frozenset(
-            a for a in self._everyone if a not in self.ranges or self.ranges[a][1] <= sigma <= self.ranges[a][0]
+            a for a in self._everyone if a not in self.ranges or self.ranges[a][1] <= now <= self.ranges[a][0]
         )
 
     def scales(self, active: frozenset[Application]) -> ThreeWay | None:
-        return self.chain.scales(active) if self.derived else None
+        return self.chain.scales(active) if self.three_way else None
 
     @cached_property
     def heads(self) -> list[int]:
@@ -116,7 +169,7 @@ class SamplingRun:
 
         Computed once a run, in one batch of rows, where the host has put the adapter's weights.
         """
-        rows = [Row.FULL, Row.UNCOND, *self.derived]
+        rows = [Row.FULL, Row.UNCOND, *(ADDED if self.three_way else ())]
         prepared = {}
         for application in self.chain.applications:
             adapter = application.adapter
@@ -130,11 +183,18 @@ class SamplingRun:
 
     def call(self, options: dict[str, Any], x: Tensor, dtype: torch.dtype, active: frozenset[Application]) -> ModelCall:
         """The prepared model call for these rows: the same object whenever the same rows come again."""
-        cells = tuple(self.cells.get(u, Cell(Row.UNCOND)) for u in options.get("uuids", ()))
+        uuids = options.get("uuids", ())
+        shown = tuple(options.get("cond_or_uncond", range(len(uuids))))
+        by_number = {self.numbers.get(key): key for key in uuids}
+        stale = len(uuids) != len(shown) or (self.wrapped and tuple(map(self.numbers.get, uuids)) != shown)
+        if stale and by_number.keys() >= set(shown):
+            # A wrapper has dropped, repeated or reordered rows, and told so only in the list that everyone reads.
+            uuids = [by_number[number] for number in shown]
+        cells = tuple(self.cells.get(key, Cell(Row.UNCOND)) for key in uuids)
         indices = self._items_of(options, len(x) // max(len(cells), 1))
-        key = (cells, indices, x.shape, x.device, dtype, active)
+        key = (cells, shown, indices, x.shape, x.device, dtype, active)
         if key not in self.calls:
-            self.calls[key] = ModelCall(self, cells, indices, x, dtype, active)
+            self.calls[key] = ModelCall(self, cells, shown, indices, x, dtype, active)
         return self.calls[key].at(options.get("sigmas"))
 
     def _items_of(self, options: dict[str, Any], length: int) -> tuple[int, ...]:
@@ -148,3 +208,31 @@ class SamplingRun:
         # Part of the batch, as AnimateDiff's windows are; they say which, in options of their own.
         part = (options.get("ad_params") or {}).get("sub_idxs") or range(length)
         return tuple(part) if len(part) == length else tuple(range(length))
+
+
+def _are_conds(conds: Any) -> bool:
+    return isinstance(conds, list) and bool(conds) and isinstance(conds[0], dict)
+
+
+def _area(cond: dict) -> tuple[int, ...] | None:
+    area = cond.get("area")
+    return None if area is None else tuple(area)
+
+
+def _row_by_name(name: str) -> Row | None:
+    words = re.findall(r"[a-z]+", name.lower())
+    if any(word.startswith(NEGATIVE_WORDS) for word in words):
+        return Row.UNCOND
+    return Row.FULL if any(word.startswith(POSITIVE_WORDS) for word in words) else None
+
+
+def _role(row: Row) -> str:
+    return "positive" if row is Row.FULL else "negative"
+
+
+def _in_force(cond: dict, sigma: Callable[[], float]) -> bool:
+    """Whether the host evaluates a conditioning at this step, by its own rule."""
+    start, end = cond.get("timestep_start"), cond.get("timestep_end")
+    if start is None and end is None:
+        return True
+    return (start is None or sigma() <= start) and (end is None or sigma() >= end)

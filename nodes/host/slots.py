@@ -97,21 +97,31 @@ class AttentionSlot:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         call = extra_options.get(CALL)
-        shared = self.previous is not None or self.followers
-        others = call.options_for_others(extra_options) if shared and call is not None else extra_options
+        sharing = self.followers or shares_rows(self.previous)
+        others = call.options_for_others(extra_options) if sharing and call is not None else extra_options
         out = text_attention(q, k, v, extra_options) if self.previous is None else self.previous(q, k, v, others)
         if call is not None:
             for place in self.places:
-                layers = call.key_values[place]
-                if layers is not None:
-                    keys, values = layers[self.layer]
-                    image = image_attention(q, keys.to(q.device, q.dtype), values.to(q.device, q.dtype))
-                    mask = call.mask(place, tuple(extra_options["activations_shape"][-2:]))
-                    out = out + (image if mask is None else image * mask.to(q.device, q.dtype))
+                image = self._image(place, q, extra_options, call)
+                out = out if image is None else out + image
         for callback, options in self.followers:
             if _in_range(options, extra_options):
                 out = out + callback(out, q, k, v, others, **options)
         return out
+
+    def _image(self, place: int, q: Tensor, extra_options: dict[str, Any], call: Any) -> Tensor | None:
+        """What the application at a place of the chain adds; None where it does not act."""
+        layers = call.key_values[place]
+        if layers is None:
+            return None
+        tensors = (*layers[self.layer], call.mask(place, tuple(extra_options["activations_shape"][-2:])))
+        if len(q) != call.batch:
+            tensors = call.repeated(tensors, len(q), extra_options["cond_or_uncond"])
+            if tensors is None:
+                return None
+        keys, values, mask = (None if each is None else each.to(q.device, q.dtype) for each in tensors)
+        image = image_attention(q, keys, values)
+        return image if mask is None else image * mask
 
     def with_application(self, place: int) -> "AttentionSlot":
         return AttentionSlot(self.layer, (*self.places, place), self.previous, self.followers)
@@ -135,6 +145,11 @@ class AttentionSlot:
 
     def __deepcopy__(self, memo: dict) -> "AttentionSlot":
         return self
+
+
+def shares_rows(replacement: Any) -> bool:
+    """Whether another pack's replacement is of the kinds that add a picture's attention, by ``cond_or_uncond``."""
+    return hasattr(replacement, "add") or hasattr(replacement, "set_new_condition")
 
 
 def _in_range(options: dict, extra_options: dict[str, Any]) -> bool:
