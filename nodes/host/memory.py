@@ -42,9 +42,17 @@ def _working_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if management.should_use_bf16(device) else torch.float32
 
 
+class StayingPatcher(ModelPatcher):
+    """Weights that are not doubled where the host splits a model among graphics cards: keys and values are made once
+    a run, and each card's call of the model takes them to itself."""
+
+    def deepclone_multigpu(self, *args: Any, **kwargs: Any) -> ModelPatcher:
+        return self.clone()
+
+
 def _patcher(module: torch.nn.Module) -> ModelPatcher:
     device = management.get_torch_device()
-    return ModelPatcher(module, load_device=device, offload_device=management.unet_offload_device())
+    return StayingPatcher(module, load_device=device, offload_device=management.unet_offload_device())
 
 
 @dataclass(frozen=True, eq=False)

@@ -327,3 +327,21 @@ def test_keys_and_values_are_made_where_the_model_computes(bench: Bench) -> None
     for q, extra in seen:
         for layers in extra[slots.CALL].key_values:
             assert all((t.device, t.dtype, len(t)) == (q.device, q.dtype, len(q)) for pair in layers for t in pair)
+
+
+@pytest.mark.parametrize("scales", [None, ThreeWay(2.0, 1.5)])
+def test_weights_stay_where_the_host_splits_a_model_among_cards(bench: Bench, scales: Any) -> None:
+    """Newer hosts ask each additional model for a copy on the second device, and put it in the first one's place."""
+    model = bench.apply(bench.application(three_way=scales))
+    expected = bench.cfg(model)
+    for order in ("after", "before"):
+        split = model.clone() if order == "after" else bench.model.clone()
+        for key, patchers in split.additional_models.items():
+            split.additional_models[key] = [
+                p.deepclone_multigpu(new_load_device=torch.device("cpu:0")) for p in patchers
+            ]
+        split = split if order == "after" else bench.apply(bench.application(three_way=scales), model=split)
+        (copied,) = split.get_additional_models()
+        assert copied.model is bench.adapter.adapter
+        assert copied.load_device == bench.adapter.patcher.load_device
+        assert torch.equal(bench.cfg(split), expected)
