@@ -129,3 +129,20 @@ def test_added_rows_keep_the_positive_pooled_vector(bench: SdxlBench) -> None:
     }
     assert_same(bench.cfg(bench.apply(each)), guidance.three_way(rows, CFG, 4.0, 0.5), 1e-4)
     assert_differs(rows[Row.IMAGE], bench.predict(bench.negative, {each: Row.IMAGE}))
+
+
+def test_added_rows_take_the_pooled_vector_of_the_positive_in_force(bench: SdxlBench) -> None:
+    """Positives scheduled over ranges of steps, as ConditioningSetTimestepRange does."""
+    scales = ThreeWay(4.0, 0.5)
+    each = bench.application(three_way=scales)
+    later = _text(3)
+    parts = ((bench.positive, 0.0, 0.5), (later, 0.5, 1.0))
+    scheduled = [[c, {**o, "start_percent": start, "end_percent": end}] for text, start, end in parts for c, o in text]
+    sampling = bench.model.get_model_object("model_sampling")
+    for positive, percent in ((bench.positive, 0.25), (later, 0.75)):
+        sigma = float(sampling.percent_to_sigma(percent))
+        pooled = [[bench.negative[0][0], positive[0][1]]]
+        texts = {Row.FULL: positive, Row.EVERYTHING: pooled, Row.IMAGE: pooled, Row.UNCOND: bench.negative}
+        rows = {row: bench.predict(text, {each: row}, sigma=sigma) for row, text in texts.items()}
+        ours = bench.cfg(bench.apply(each), positive=scheduled, sigma=sigma)
+        assert_same(ours, guidance.three_way(rows, CFG, 4.0, 0.5), 1e-4)
