@@ -5,7 +5,7 @@ Made when sampling starts, once the models are loaded, and dropped with it; noth
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ class SamplingRun:
         self.lost = False  # another patch changed rows in a way that cannot be followed
         self.kept: list[Kept] = []
         self.calls: dict[tuple, ModelCall] = {}
-        self._derived_uuids: dict[tuple[uuid.UUID, Row], uuid.UUID] = {}
+        self._derived_uuids: dict[tuple[uuid.UUID | None, Row], uuid.UUID] = {}
         sampling = guider.model_patcher.get_model_object("model_sampling")
         self.ranges = {
             a: (float(sampling.percent_to_sigma(a.start_percent)), float(sampling.percent_to_sigma(a.end_percent)))
@@ -76,11 +76,9 @@ class SamplingRun:
         """Give each conditioning a uuid of its own, since the host copies them, uuid and all, between roles
         under area conditioning. Returns whether there are two lists, as three-way guidance needs."""
         lists = {name: conds for name, conds in self.guider.conds.items() if _are_conds(conds)}
-        guessed = {}
+        guessed = {} if "positive" in lists else _rows_by_names(lists)
         for name, conds in lists.items():
-            row = Row.FULL if name in POSITIVE_LISTS else Row.UNCOND
-            if "positive" not in lists:
-                row = guessed[name] = _row_by_name(name)
+            row = guessed[name] if guessed else Row.FULL if name in POSITIVE_LISTS else Row.UNCOND
             for cond in conds:
                 self._name(cond, row or Row.FULL)
                 if row is None:
@@ -136,12 +134,12 @@ class SamplingRun:
         return [self._derive(row, negative, positives, sigma) for negative in negatives]
 
     def _derive(self, row: Row, negative: dict, positives: list[dict], sigma: Callable[[], float]) -> dict:
-        key = self._derived_uuids.setdefault((negative["uuid"], row), uuid.uuid4())
+        key = self._derived_uuids.setdefault((negative.get("uuid"), row), uuid.uuid4())
         self.cells[key] = Cell(row, _area(negative))
         cond = negative | {"uuid": key}
-        if "y" not in negative["model_conds"]:
+        if "y" not in negative.get("model_conds", ()):
             return cond
-        donors = [p for p in positives if "y" in p["model_conds"]]
+        donors = [p for p in positives if "y" in p.get("model_conds", ())]
         donors = [p for p in donors if _in_force(p, sigma)] or donors
         donors = [p for p in donors if p.get("area") == negative.get("area")] or donors
         return cond | {"model_conds": cond["model_conds"] | {"y": donors[0]["model_conds"]["y"]}} if donors else cond
@@ -217,6 +215,18 @@ def _are_conds(conds: Any) -> bool:
 def _area(cond: dict) -> tuple[int, ...] | None:
     area = cond.get("area")
     return None if area is None else tuple(area)
+
+
+def _rows_by_names(names: Iterable[str]) -> dict[str, Row | None]:
+    """What lists of unknown names are; None where only their places in a call can tell."""
+    rows = {name: _row_by_name(name) for name in names}
+    told = set(rows.values()) - {None}
+    if told == {Row.FULL} and len(rows) > 1 and None not in rows.values():
+        return dict.fromkeys(rows)  # all cannot be positives
+    if len(told) == 1:
+        other = Row.UNCOND if told == {Row.FULL} else Row.FULL
+        return {name: row or other for name, row in rows.items()}
+    return rows
 
 
 def _row_by_name(name: str) -> Row | None:

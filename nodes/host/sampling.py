@@ -42,6 +42,7 @@ def evaluate_conds(
     scales = run.scales(active)
     if scales is not None:
         return evaluate_three_way(executor, run, scales, sigma, (model, conds, x, timestep, model_options))
+    run.kept.clear()
     return executor(model, conds, x, timestep, model_options)
 
 

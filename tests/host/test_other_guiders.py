@@ -183,7 +183,11 @@ def test_a_step_cache_that_skips_while_a_range_begins(
 
 
 @pytest.mark.parametrize("scales", [None, SCALES])
-@pytest.mark.parametrize("names", [("cond", "uncond"), ("pos_prompt", "neg_prompt"), ("first", "second"), ("b", "a")])
+@pytest.mark.parametrize(
+    "names",
+    [("cond", "uncond"), ("pos_prompt", "neg_prompt"), ("first", "second"), ("b", "a")]
+    + [("main", "negative"), ("cond_2", "cond_1")],
+)
 def test_lists_of_other_names(bench: Bench, names: tuple, scales: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Named(comfy.samplers.CFGGuider):
         def predict_noise(self, x: Any, timestep: Any, model_options: Any = {}, seed: Any = None) -> torch.Tensor:
