@@ -14,7 +14,8 @@ from .slots import AttentionSlot, shares_rows
 # The host's own patches that treat every row alike: they may meet the rows that we add.
 ROW_BY_ROW = ("nodes_freelunch", "nodes_hypertile", "nodes_model_downscale", "nodes_tomesd")
 MODEL_WRAPPERS = (WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
-KNOWN_WRAPPERS = (CHAIN, "torch.compile")
+# The host's step caches tell rows by their uuids, and must skip all of a step's together.
+KNOWN_WRAPPERS = (CHAIN, "torch.compile", "easycache", "lazycache")
 
 
 def meet_rows(patcher: Any, model_options: dict[str, Any], conds: Iterable[dict]) -> bool:

@@ -88,11 +88,15 @@ def _guides_as_the_host(guider: Any) -> bool:
 
 def _evaluate_together(
     executor: Callable, run: SamplingRun, extra: dict[Row, list], lists: list, arguments: tuple
-) -> tuple[list[Tensor], dict[Row, Tensor]]:
-    model, _, *rest = arguments
-    lists = lists + list(extra.values())
-    run.look_at(lists)
-    out = executor(model, lists, *rest)
+) -> tuple[list[Tensor], dict[Row, Tensor] | None]:
+    model, conds, *rest = arguments
+    try:
+        run.look_at(lists + list(extra.values()))
+        out = executor(model, lists + list(extra.values()), *rest)
+    except PROBLEMS as problem:
+        _say_why_simple(run, problem)
+        run.look_at(conds)
+        return list(executor(*arguments)), None
     return list(out[:2]), dict(zip(extra, out[2:], strict=True))
 
 
@@ -118,14 +122,18 @@ def _each_alone(
             run.look_at(lists)
             predictions[row] = evaluate(lists)[places[Row.UNCOND]]
     except PROBLEMS as problem:
-        if isinstance(problem, OutOfMemoryError):
-            raise
-        run.warn(
-            "Another patch on this model cannot take part in three-way guidance, so simple guidance is used where "
-            f"it cannot ({type(problem).__name__}: {problem})."
-        )
+        _say_why_simple(run, problem)
         return None
     return predictions
+
+
+def _say_why_simple(run: SamplingRun, problem: Exception) -> None:
+    if isinstance(problem, OutOfMemoryError):
+        raise problem
+    run.warn(
+        "Another patch on this model cannot take part in three-way guidance, so simple guidance is used where "
+        f"it cannot ({type(problem).__name__}: {problem})."
+    )
 
 
 def _fold(predictions: dict[Row, Tensor], places: dict[Row, int], text_scale: float, scales: ThreeWay) -> list[Tensor]:

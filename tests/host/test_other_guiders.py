@@ -182,6 +182,29 @@ def test_a_step_cache_that_skips_while_a_range_begins(
     assert "simple guidance is used" in caplog.text
 
 
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_the_hosts_step_cache(bench: Bench, order: str, caplog: pytest.LogCaptureFixture) -> None:
+    """All rows of a step are in one call, which it skips or not; where a range begins within a skip, it cannot."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    def applied(each: Any, threshold: float) -> Any:
+        first = EasyCacheNode.execute(bench.model, threshold, 0.0, 1.0, False).args[0]
+        if order == "before":
+            return bench.apply(each, model=first)
+        return EasyCacheNode.execute(bench.apply(each), threshold, 0.0, 1.0, False).args[0]
+
+    x, levels = random(1, 4, 8, 8), [12.0, 10.0, 8.0, 6.0, LATE]
+    each = bench.application(three_way=SCALES)
+    model, counts = counted_rows(applied(each, 1e9))
+    at_levels(bench.cfg_guider(model), levels, x)
+    assert set(counts) == {4}
+    late = bench.application(three_way=SCALES, start_percent=0.5)
+    simple = bench.application(start_percent=0.5)
+    ours, theirs = (at_levels(bench.cfg_guider(applied(one, 1e9)), levels, x)[-1] for one in (late, simple))
+    assert torch.equal(ours, theirs)
+    assert "simple guidance is used" in caplog.text
+
+
 @pytest.mark.parametrize("scales", [None, SCALES])
 @pytest.mark.parametrize(
     "names",
