@@ -253,6 +253,9 @@ def test_cfg_1_and_guidance_that_the_task_chose(bench: Bench) -> None:
     assert counts == [1]
     assert_same(ours, bench.predict(bench.positive, {chosen: Row.FULL}))
     assert_same(bench.cfg(model), bench.three_way(chosen, CFG, SCALES), 1e-4)
+    both = bench.apply(chosen)
+    both.model_options["disable_cfg1_optimization"] = True  # another patch reads the negative at cfg 1 too
+    assert_same(bench.cfg(both, 1.0), ours, 1e-4)
     asked = bench.application(three_way=SCALES)
     assert_same(bench.cfg(bench.apply(asked), 1.0), bench.three_way(asked, 1.0, SCALES), 1e-4)
     assert_differs(bench.cfg(bench.apply(asked), 1.0), ours)
