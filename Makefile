@@ -2,17 +2,18 @@
 PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
 MODELS ?=
+HOST ?=
 
 .PHONY: setup demo test bench lint
 
 setup:
-	@$(PYTHON) -m tools.install
+	@$(PYTHON) -m tools.install $(if $(HOST),--host "$(HOST)")
 
 demo: setup
 	@MODELS="$(MODELS)" $(VENV_PYTHON) -m tools.demo
 
 test: setup
-	@$(or $(COMFYUI_PYTHON),$(VENV_PYTHON)) tools/run_tests.py
+	@HOST="$(HOST)" $(or $(COMFYUI_PYTHON),$(if $(HOST),$(PYTHON),$(VENV_PYTHON))) tools/run_tests.py
 
 bench: setup
 	@$(VENV_PYTHON) -m benchmarks

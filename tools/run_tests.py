@@ -1,17 +1,26 @@
 """Runs pytest in this interpreter: `python tools/run_tests.py [pytest's own options]`.
 
-With `make test COMFYUI_PYTHON=…` that is another ComfyUI's interpreter, so that the tests in process meet the packages
+With `make test HOST=…` it runs in the environment that `tools.install` made for that ComfyUI. With COMFYUI_DIR and
+`make test COMFYUI_PYTHON=…` it is another ComfyUI's own interpreter, so that the tests in process meet the packages
 of that host; what it lacks for testing (pytest, playwright …) comes from the checkout's `.venv`, after its own.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 # This folder's modules are imported as a package, never by their bare names.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
+if os.environ.get("HOST"):
+    sys.path.insert(0, str(HERE.parent))
+    from tools.install import place_of
+
+    place = place_of(os.environ.pop("HOST"))
+    os.environ |= {"COMFYUI_DIR": str(place.host), "COMFYUI_PYTHON": str(place.python)}
+    os.execv(place.python, [str(place.python), __file__, *sys.argv[1:]])
 sys.path += [str(path) for path in (HERE.parent / ".venv" / "lib").glob("python*/site-packages")]
 
 import pytest  # noqa: E402

@@ -17,6 +17,7 @@ from ..report import Result
 from .part import Part, from_command_line
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+HALVES = ("fp16", "bf16")  # small: the last alone, since processors without fp16 take minutes for it
 PROJECTORS = ("projector-sd15", "projector-sdxl", "projector-sd3", "projector-paper")
 ROUNDING = 3.0  # × the host's own error: as many more roundings as an adapter may add
 LEAST = 1e-4  # of the largest value: below this no difference is looked at
@@ -32,13 +33,13 @@ def vectors(part: Part) -> None:
         weights = {key.replace("_big.", "."): value for key, value in found.weights().items()}  # SD3's names
         exact = projector_error(found, weights, part.device, torch.float32)
         part.lines.add(Result(f"vectors: {case}, fp32", exact, "", LEAST))
-        for name in ("fp16", "bf16"):
+        for name in HALVES[1:] if part.small else HALVES:
             # The same arithmetic in float32, of what the host has rounded: the least error there can be.
             rounded = projector_error(found, weights, part.device, torch.float32, DTYPES[name])
             error = projector_error(found, weights, part.device, DTYPES[name])
             part.lines.add(Result(f"vectors: {case}, {name} (rounding alone: {rounded:.1e})", error, "", 5 * rounded))
-    for name, dtype in DTYPES.items():
-        errors = unet_errors(torch.device(part.device), dtype)
+    for name in ("fp32", *(HALVES[1:] if part.small else HALVES)):
+        errors = unet_errors(torch.device(part.device), DTYPES[name])
         bare, ours = errors["noise_plain"], errors["noise_adapted"]
         most = max(2 * bare, 5e-4)
         part.lines.add(Result(f"vectors: unet-sd15 through the slots, {name} (bare host: {bare:.1e})", ours, "", most))

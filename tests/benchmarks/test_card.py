@@ -39,7 +39,7 @@ def test_every_part_is_whole(content: dict, values: dict[str, float]) -> None:
 def test_what_makes_the_pack_right_was_looked_at(content: dict) -> None:
     bounded = [result["name"] for result in content["results"] if result["ok"]]
     for start in (
-        "vectors: projector-sd15, bf16", "vectors: unet-sd15 through the slots, fp16", "guidance: three-way",
+        "vectors: projector-sd15, bf16", "vectors: unet-sd15 through the slots, bf16", "guidance: three-way",
         "memory: picture after", "memory: picture where no memory", "waits: ours beyond it, three-way",
         "10 steps in bf16", "a run killed and resumed", "two ranks beside one",
     ):  # fmt: skip
