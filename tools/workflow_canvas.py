@@ -15,7 +15,7 @@ from typing import Any
 Json = dict[str, Any]
 
 # The id in the node registry decides which pack the page offers for a node that is missing.
-OUR_ID, OUR_PREFIX = "comfyui-ipadapter-instruct", "IPAdapterInstruct"
+OUR_ID, OUR_PREFIX = "ipadapter-instruct", "IPAdapterInstruct"
 CORE_ID = "comfy-core"
 SEED_CONTROL = "control_after_generate"  # the page's own widget beside a seed
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
