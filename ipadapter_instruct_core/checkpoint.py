@@ -1,5 +1,6 @@
 """Reading and writing adapter files: the authors' ``.bin``, ``.safetensors``, and what is neither, in plain words."""
 
+import json
 import os
 import pickle
 import tempfile
@@ -188,17 +189,32 @@ def write(path: str | os.PathLike, state: Mapping[str, Tensor], metadata: Mappin
     try:
         if path.suffix == ".safetensors":
             save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, temporary, dict(metadata))
+            _order_metadata(temporary)
         else:
             nested: dict[str, Any] = {group: {} for group in GROUPS}
             for key, tensor in state.items():
                 group, _, name = key.partition(".")
                 nested[group][name] = tensor.detach().cpu().clone()
-            torch.save(nested | ({"metadata": dict(metadata)} if metadata else {}), temporary)
+            with open(temporary, "wb") as file:  # by its path, torch would put the temporary name inside
+                torch.save(nested | ({"metadata": dict(metadata)} if metadata else {}), file)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _order_metadata(path: str) -> None:
+    """safetensors writes metadata in an order that changes; the same content is to be the same bytes."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(length)
+        assert len(ordered) == length, "the same pairs in another order"
+        file.seek(8)
+        file.write(ordered)
 
 
 def check_target(path: Path) -> None:

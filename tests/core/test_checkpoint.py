@@ -74,6 +74,19 @@ def test_weights_that_share_memory_are_written_apart(tmp_path: Path, released: A
         assert_same_bits(checkpoint.read(tmp_path / name)[0], state)
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_the_same_content_is_the_same_bytes(tmp_path: Path, released: Adapter, suffix: str) -> None:
+    """Else an evaluation takes an adapter that was exported again for another one."""
+    for number in range(5):
+        checkpoint.save(
+            tmp_path / f"{number}{suffix}", released, tasks='style, \N{GREEK SMALL LETTER BETA} "\x01', steps="7"
+        )
+    first, *others = (path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert [other == first for other in others] == [True] * 4
+    assert_same_bits(checkpoint.read(tmp_path / f"0{suffix}")[0], released.state_dict())
+    assert checkpoint.read(tmp_path / f"0{suffix}")[1]["tasks"] == 'style, \N{GREEK SMALL LETTER BETA} "\x01'
+
+
 def test_an_older_torch_file_is_read_too(tmp_path: Path, released: Adapter) -> None:
     groups = {"image_proj": {}, "ip_adapter": {}}
     for key, value in released.state_dict().items():
@@ -236,7 +249,8 @@ def test_a_failed_write_leaves_no_half_file(
         path.write_bytes(before)
 
     def disk_full(*arguments: object, **options: object) -> None:
-        target = next(str(a) for a in arguments if str(a).startswith(str(tmp_path)))
+        paths = (str(getattr(argument, "name", argument)) for argument in arguments)
+        target = next(path for path in paths if path.startswith(str(tmp_path)))
         Path(target).write_bytes(b"half a fi")
         raise OSError(28, "No space left on device")
 
