@@ -70,7 +70,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
-    return path.suffix in (".safetensors", ".sft") or head[8:9] == b"{"
+    return path.suffix.lower() in (".safetensors", ".sft") or head[8:9] == b"{"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -187,7 +187,7 @@ def write(path: str | os.PathLike, state: Mapping[str, Tensor], metadata: Mappin
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
     os.close(handle)
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             save_file({k: v.detach().cpu().clone().contiguous() for k, v in state.items()}, temporary, dict(metadata))
             _order_metadata(temporary)
         else:
@@ -223,7 +223,7 @@ def check_target(path: Path) -> None:
     Raises:
         ValueError: the name's ending is none that we write, or the folder does not exist.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path.name} is no name for an adapter file; end it in .safetensors or .bin.")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {path.parent} to write {path.name} into; make it first.")

@@ -121,7 +121,7 @@ def load_open_clip(source: str, config: Mapping[str, Any] | None = None) -> Open
     """
     path = _download(source) if source.startswith("hf-hub:") else Path(source)
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".pt"))
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in (".safetensors", ".bin", ".pt"))
         if not files:
             raise ValueError(
                 f"{path.name} holds no weights; expected a .safetensors or .bin file of an OpenCLIP model."

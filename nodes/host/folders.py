@@ -2,6 +2,7 @@
 
 import functools
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def register() -> None:
 def _files(folder: str) -> list[str]:
     if folder not in folder_paths.folder_names_and_paths:
         return []
-    return [name for name in folder_paths.get_filename_list(folder) if Path(name).suffix in EXTENSIONS]
+    return [name for name in folder_paths.get_filename_list(folder) if Path(name).suffix.lower() in EXTENSIONS]
 
 
 def adapter_names() -> list[str]:
@@ -63,9 +64,11 @@ def problem(find: Callable[[str], str], name: str | None) -> str:
 
 def _find(name: str, folders: tuple[str, ...], what: str) -> str:
     for folder in folders:
-        # Looked up among the listed names only, so no name can lead out of its folder.
-        if name in _files(folder):
-            path = folder_paths.get_full_path(folder, name)
+        # Looked up among the listed names only, so no name can lead out of its folder; a graph that was saved on
+        # Windows, or is opened there, has other slashes.
+        listed = {listed.replace("\\", "/"): listed for listed in _files(folder)}.get(name.replace("\\", "/"))
+        if listed:
+            path = folder_paths.get_full_path(folder, listed)
             if path:
                 return path
     place = folder_paths.folder_names_and_paths[folders[0]][0][0]
@@ -90,11 +93,12 @@ def _fits(path: str | None) -> bool:
 def _holds_resampler(path: str, mtime: int, size: int) -> bool:
     """Whether a file of the shared folder is one that we load, told by its keys; its weights are not read."""
     try:
-        if path.endswith((".safetensors", ".sft")):
+        if path.lower().endswith((".safetensors", ".sft")):
             with safe_open(path, framework="pt") as file:
                 keys = set(file.keys())
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # torch maps no file of its older format, which is no zip.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
             keys = {f"{group}.{key}" for group in ("image_proj", "ip_adapter") for key in content[group]}
     except Exception:  # a damaged or foreign file is simply not offered
         return False

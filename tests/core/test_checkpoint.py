@@ -95,6 +95,15 @@ def test_an_older_torch_file_is_read_too(tmp_path: Path, released: Adapter) -> N
     assert_same_bits(checkpoint.load(tmp_path / "old.bin").state_dict(), released.state_dict())
 
 
+@pytest.mark.parametrize("names", [("a.SAFETENSORS", "a.safetensors"), ("a.Bin", "a.bin")], ids=" is ".join)
+def test_endings_in_capitals_mean_the_same(tmp_path: Path, released: Adapter, names: tuple[str, str]) -> None:
+    for name in names:
+        checkpoint.save(tmp_path / name, released)
+    capitals, small = (tmp_path / name for name in names)
+    assert capitals.read_bytes() == small.read_bytes()
+    assert_same_bits(checkpoint.load(capitals).state_dict(), released.state_dict())
+
+
 def test_what_is_loaded_makes_the_same_tokens(tmp_path: Path, any_adapter: Adapter, sources: dict[str, Tensor]) -> None:
     checkpoint.save(tmp_path / "a.safetensors", any_adapter)
     loaded = checkpoint.load(tmp_path / "a.safetensors")

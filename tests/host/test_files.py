@@ -12,6 +12,7 @@ import inside
 import pytest
 import torch
 from ipadapter_instruct_core.encoders import preprocess
+from safetensors.torch import save_file
 from tools.tiny_models import MIN_ADAPTER, make_tiny_models
 
 inside.start()
@@ -120,6 +121,56 @@ def test_any_order_of_folders_in_a_subfolder(models: Path) -> None:
     put(models / "ipadapter_instruct" / "sd15" / "a.bin", {})
     (name,) = folders.adapter_names()
     assert folders.adapter_path(name) == str(models / "ipadapter_instruct" / "sd15" / "a.bin")
+
+
+@pytest.mark.parametrize("name", ["a.SAFETENSORS", "a.Sft", "a.Bin", "a.PT"])
+def test_endings_in_capitals_lead_to_the_file(models: Path, name: str) -> None:
+    weights = {"image_proj.latents": torch.zeros(1, 2, 3)}
+    for folder in ("ipadapter_instruct", "ipadapter"):
+        if name.lower().endswith((".safetensors", ".sft")):
+            save_file(weights, models / folder / name)
+        else:
+            torch.save({"image_proj": {"latents": torch.zeros(1, 2, 3)}, "ip_adapter": {}}, models / folder / name)
+    shared = (models / "ipadapter" / name).rename(models / "ipadapter" / f"shared-{name}")
+    folder_paths.filename_list_cache.clear()
+    assert folders.adapter_names() == [name, shared.name]
+    assert folders.adapter_path(name) == str(models / "ipadapter_instruct" / name)
+    assert folders.adapter_path(shared.name) == str(shared)
+    assert name in folders.open_clip_names()
+    assert folders.open_clip_path(name) == str(models / "ipadapter_instruct" / name)
+
+
+@pytest.mark.parametrize("name", ["sd15\\old\\a.bin", "sd15/old/a.bin", "sd15\\old/a.bin"])
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_a_path_saved_on_the_other_system_leads_to_the_file(
+    models: Path, monkeypatch: pytest.MonkeyPatch, name: str, separator: str
+) -> None:
+    path = models / "ipadapter_instruct" / "sd15" / "old" / "a.bin"
+    path.parent.mkdir(parents=True)
+    put(path, {})
+    listed = f"sd15{separator}old{separator}a.bin"  # as this system, or Windows, would list it
+    monkeypatch.setattr(folder_paths, "get_filename_list", lambda folder: [listed] * (folder == "ipadapter_instruct"))
+    monkeypatch.setattr(folder_paths, "get_full_path", lambda *place: str(path) if place[1] == listed else None)
+    assert load_model.LoadModel.validate_inputs(adapter_name=name) is True
+    assert folders.adapter_path(name) == str(path)
+    assert load_open_clip.LoadOpenClip.validate_inputs(model_name=name) is True
+
+
+@pytest.mark.parametrize("name", ["..\\secret.bin", "sd15\\..\\..\\secret.bin", "sd15/../../secret.bin"])
+def test_no_backslash_leads_out_of_the_folder(models: Path, name: str) -> None:
+    put(models / "secret.bin", {})
+    with pytest.raises(ValueError, match="There is no file"):
+        folders.adapter_path(name)
+
+
+def test_an_adapter_in_torchs_older_format_is_offered_as_it_loads(models: Path) -> None:
+    """Of the shared folder, where files are looked into."""
+    weights = torch.load(make_tiny_models(models / "tiny") / "ipadapter_instruct" / MIN_ADAPTER, weights_only=True)
+    torch.save(weights, models / "ipadapter" / "old.bin", _use_new_zipfile_serialization=False)
+    torch.save({"a": torch.zeros(2)}, models / "ipadapter" / "other.bin", _use_new_zipfile_serialization=False)
+    folder_paths.filename_list_cache.clear()
+    assert folders.adapter_names() == ["old.bin"]
+    assert memory.load_adapter(folders.adapter_path("old.bin"), "old.bin").config.token_count == 16
 
 
 # CLIP vision: the host's own classes, with fewer layers.
