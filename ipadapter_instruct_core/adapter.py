@@ -32,8 +32,11 @@ class Adapter(nn.Module):
             ValueError: keys are missing or unexpected; the message names the first of them.
         """
         config = AdapterConfig.from_state_dict(state, metadata)
-        with torch.device("meta"):  # the file's tensors take the place of every parameter
-            adapter = cls(config, ops)
+        try:
+            with torch.device("meta"):  # the file's tensors take the place of every parameter
+                adapter = cls(config, ops)
+        except RuntimeError as error:
+            raise ValueError("its weights name sizes that no adapter has") from error
         expected = adapter.state_dict()
         problems = {
             "missing": [key for key in expected if key not in state],
@@ -43,7 +46,7 @@ class Adapter(nn.Module):
         for problem, keys in problems.items():
             if keys:
                 more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-                raise ValueError(f"{len(keys)} weights are {problem}: {', '.join(keys[:3])}{more}")
+                raise ValueError(f"{len(keys)} weights are {problem}: {', '.join(key[:80] for key in keys[:3])}{more}")
         adapter.load_state_dict(dict(state), strict=True, assign=True)
         return adapter.requires_grad_(False).eval()
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count, takewhile
 from typing import TypeVar
 
 import torch
@@ -88,7 +89,7 @@ class AdapterConfig:
 
         def ff_mult(layers: str) -> int:
             wide, narrow = shape(f"image_proj.{layers}.0.1.1.weight")
-            return wide // narrow
+            return wide // max(narrow, 1)
 
         _, token_count, width = shape("image_proj.latents", 3)
         output_width = shape("image_proj.norm_out.weight", 1)[0]
@@ -115,17 +116,25 @@ class AdapterConfig:
 
 def _layer_numbers(state: Mapping[str, torch.Tensor]) -> list[int]:
     """The numbers of the cross-attentions, 1, 3, 5 and so on: a gap is a layer that the file has lost."""
-    found = {int(number) for number in re.findall(r"^ip_adapter\.(\d+)\.to_[kv]_ip\.weight$", "\n".join(state), re.M)}
-    numbers = list(range(1, max(found, default=-1) + 1, 2))
-    lost = [number for number in numbers if number not in found]
-    if lost:
-        raise ValueError(f"the weight ip_adapter.{lost[0]}.to_k_ip.weight is missing")
+    found = _numbers(state, r"ip_adapter\.(\d{1,9})\.to_[kv]_ip\.weight$")
+    numbers = list(takewhile(found.__contains__, count(1, 2)))
+    if (lost := 2 * len(numbers) + 1) < max(found, default=0):
+        raise ValueError(f"the weight ip_adapter.{lost}.to_k_ip.weight is missing")
     return numbers
 
 
 def _depth(state: Mapping[str, torch.Tensor]) -> int:
-    numbers = re.findall(r"^image_proj\.(?:\w+_)?layers\.(\d+)\.", "\n".join(state), re.M)
-    return 1 + max(int(number) for number in numbers)
+    found = _numbers(state, r"image_proj\.(?:\w+_)?layers\.(\d{1,9})\.")
+    depth = next(number for number in count() if number not in found)
+    if depth < max(found):
+        raise ValueError(f"the weight image_proj.layers.{depth}.0.to_q.weight is missing")
+    return depth
+
+
+def _numbers(state: Mapping[str, torch.Tensor], pattern: str) -> set[int]:
+    """The numbers in the keys of a kind. Counted up to the first gap, and never to the largest: a key of a few bytes
+    may name any, and longer ones than these are found to be no adapter's."""
+    return {int(match[1]) for match in map(re.compile(pattern).match, state) if match}
 
 
 def _known(kind: type[_Choice], value: str | None) -> _Choice | None:

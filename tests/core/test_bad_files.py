@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +307,61 @@ def test_a_wrong_name_for_writing(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="end it in .safetensors or .bin"):
         checkpoint.write(tmp_path / name, adapter_state(), {})
     assert not list(tmp_path.iterdir())
+
+
+# Sizes that the file's own tensors cannot bear: refused at once, not after minutes or gigabytes.
+
+ONE = torch.zeros(1, 1)
+HUGE: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+    "a layer's number": (
+        {"image_proj.layers.1000000.0.to_q.weight": ONE},
+        "the weight image_proj.layers.3.0.to_q.weight is missing",
+    ),
+    "an instruction layer's number": (
+        {"image_proj.new_input_layers.1000000.0.to_q.weight": ONE},
+        "the weight image_proj.layers.3.0.to_q.weight is missing",
+    ),
+    "a cross-attention's number": (
+        {"ip_adapter.1000000001.to_k_ip.weight": ONE, "ip_adapter.999999999.to_v_ip.weight": ONE.clone()},
+        "the weight ip_adapter.7.to_k_ip.weight is missing",
+    ),
+    "a layer's number, of 5000 digits": (
+        {f"image_proj.layers.{'1' * 5000}.0.to_q.weight": ONE},
+        "1 weights are unexpected",
+    ),
+    "a cross-attention's number, of 5000 digits": (
+        {f"ip_adapter.{'1' * 5000}.to_k_ip.weight": ONE},
+        "1 weights are unexpected",
+    ),
+    "a layer that widens nothing": ({"image_proj.layers.0.1.1.weight": torch.zeros(4, 0)}, "are of another shape"),
+    "widths beyond any memory": (
+        {
+            "image_proj.latents": torch.zeros(1, 1, 3_000_000, dtype=torch.float16),
+            "image_proj.layers.0.1.1.weight": torch.zeros(3_000_000, 1, dtype=torch.float16),
+        },
+        "its weights name sizes that no adapter has",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_sizes_that_the_file_cannot_bear(tmp_path: Path, kind: str) -> None:
+    weights, words = HUGE[kind]
+    save_file({**adapter_state(), **weights}, tmp_path / "a.safetensors")
+    begun = time.process_time()
+    with limited_memory(4 << 30):
+        message = refusal(tmp_path / "a.safetensors")
+    assert words in message and "download it again" in message
+    assert time.process_time() - begun < 3
+
+
+@contextmanager
+def limited_memory(room: int) -> Iterator[None]:
+    """Fail a test that takes more than ``room`` bytes, rather than the machine."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
