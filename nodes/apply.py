@@ -1,5 +1,6 @@
 """Apply IPAdapter-Instruct: a picture and an instruction onto a MODEL, for any sampler."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from .encode_instruction import EncodedInstruction
 from .host import apply as host_apply
 from .host import log
 from .host.application import Application, ThreeWay
-from .host.memory import HostedAdapter, intermediate, module_dtype, remembered
+from .host.memory import HostedAdapter, few_at_a_time, module_dtype, remembered
 from .host.vision import image_tokens
-from .types import CATEGORY, Adapter, Instruction, OpenClip, guidance_scales
+from .types import CATEGORY, Adapter, Instruction, OpenClip, check_settings, guidance_scales
 
 AUTO = "auto"
 CONCATENATE, AVERAGE, ONE_EACH = "concatenate", "average", "one for each batch item"
@@ -93,6 +94,13 @@ class ApplyAdapter(io.ComfyNode):
         combine_images: str,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
+        check_settings(
+            weight=weight,
+            start_percent=start_percent,
+            end_percent=end_percent,
+            instruct_scale=instruct_scale,
+            image_scale=image_scale,
+        )
         if start_percent >= end_percent:
             raise ValueError(
                 f"start_percent ({start_percent:g}) is not before end_percent ({end_percent:g}), so the adapter "
@@ -161,10 +169,10 @@ def _project_rows(
     def tokens(source: Tensor, row: Row) -> Tensor:
         texts = (text if text is None else text.to(device, dtype) for text in instruction.rows[row])
         texts = (text if text is None else text.expand(len(source), -1, -1) for text in texts)
-        return intermediate(adapter.adapter.image_proj(source.to(device, dtype), *texts))
+        return adapter.adapter.image_proj(source.to(device, dtype), *texts)
 
     with torch.inference_mode():
-        rows = {row: tokens(nothing if row is Row.UNCOND else pictures, row) for row in Row}
+        rows = {row: few_at_a_time(partial(tokens, row=row), nothing if row is Row.UNCOND else pictures) for row in Row}
     if combine == CONCATENATE:
         rows = {row: t.flatten(0, 1).unsqueeze(0) for row, t in rows.items()}
         # Rows of a batch need one length; attention to repeated tokens is attention to them once.

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from .host.application import ThreeWay
 from .host.apply import with_guider_scales
-from .types import CATEGORY, guidance_scales
+from .types import CATEGORY, check_settings, guidance_scales
 
 
 class Guider(io.ComfyNode):
@@ -41,6 +41,7 @@ class Guider(io.ComfyNode):
     def execute(
         cls, model: Any, positive: list, negative: list, cfg: float, instruct_scale: float, image_scale: float
     ) -> io.NodeOutput:
+        check_settings(cfg=cfg, instruct_scale=instruct_scale, image_scale=image_scale)
         guider = comfy.samplers.CFGGuider(with_guider_scales(model, ThreeWay(instruct_scale, image_scale)))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)

@@ -1,5 +1,7 @@
 """The kinds of links between our nodes. Names are part of saved workflows and never change."""
 
+import math
+
 from comfy_api.latest import io
 
 CATEGORY = "IPAdapter-Instruct"
@@ -20,3 +22,12 @@ def guidance_scales(when: str = "") -> list[io.Float.Input]:
         io.Float.Input(name, default=default, min=0.0, max=30.0, step=0.1, tooltip=tooltip)
         for name, (default, tooltip) in scales.items()
     ]
+
+
+def check_settings(**settings: float) -> None:
+    """Refuse a setting, by its input's name, that is NaN or infinite: it would blacken the picture without a word."""
+    for name, value in settings.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{name} is {value:g}, which is no number; type a number, or check the node it comes from."
+            )

@@ -19,6 +19,7 @@ from ...ipadapter_instruct_core.encoders import OpenClip, load_open_clip
 Result = TypeVar("Result")
 # What each model made of its last few inputs: changing a weight then encodes and projects nothing again.
 _REMEMBERED = 8
+_AT_A_TIME = 8  # pictures
 _results: WeakKeyDictionary[Any, OrderedDict[Hashable, Any]] = WeakKeyDictionary()
 
 
@@ -106,6 +107,11 @@ def load_hosted_open_clip(path: str, name: str) -> HostedOpenClip:
 def intermediate(tensor: torch.Tensor) -> torch.Tensor:
     """Move a small result to where the host keeps such, in full precision."""
     return tensor.to(management.intermediate_device(), torch.float32)
+
+
+def few_at_a_time(encode: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+    """What ``encode`` makes of each of a batch, in memory that does not grow with their number but for the result."""
+    return torch.cat([intermediate(encode(some)) for some in batch.split(_AT_A_TIME)])
 
 
 def module_dtype(module: torch.nn.Module) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...ipadapter_instruct_core.config import AdapterConfig
 from ...ipadapter_instruct_core.encoders import as_rgb, crop_extremes
-from .memory import HostedOpenClip, intermediate, module_dtype, remembered
+from .memory import HostedOpenClip, few_at_a_time, intermediate, module_dtype, remembered
 
 
 def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tuple[Tensor, Tensor]:
@@ -24,10 +24,11 @@ def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tupl
         neither zero features nor a black photograph.
 
     Raises:
-        ValueError: the tower is not the one that the adapter was trained on.
+        ValueError: the tower is not the one that the adapter was trained on, or the pictures are none.
     """
     if clip_vision is None:
         raise ValueError("No CLIP vision is connected (the checkpoint holds none); connect Load CLIP Vision.")
+    pixels = _pixels(image)
     if isinstance(clip_vision, HostedOpenClip):
         _check_width(clip_vision.model.image_width, config, clip_vision.name)
         encode, encode_zero = _encode_by_open_clip, _encode_zero_by_open_clip
@@ -35,9 +36,31 @@ def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tupl
         encode, encode_zero = _encode_by_host, _encode_zero_by_host
     nothing = remembered(clip_vision, b"", lambda: intermediate(encode_zero(clip_vision)))
     _check_width(nothing.shape[-1], config, "this CLIP vision model")
-    pixels = crop_extremes(as_rgb(image.movedim(-1, 1).float())).contiguous()
-    digest = blake2b(str(tuple(pixels.shape)).encode() + pixels.cpu().numpy().tobytes()).digest()
-    return remembered(clip_vision, digest, lambda: intermediate(encode(clip_vision, pixels))), nothing
+    digest = blake2b(str(tuple(pixels.shape)).encode())
+    for picture in pixels:
+        digest.update(picture.contiguous().cpu().numpy())
+    tokens = remembered(
+        clip_vision, digest.digest(), lambda: few_at_a_time(lambda some: encode(clip_vision, some.contiguous()), pixels)
+    )
+    return tokens, nothing
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """[B, 3, H, W] of an IMAGE, as far as it is read: a view, for there may be hundreds."""
+    if image.numel() == 0:
+        raise ValueError(f"The image input holds no picture (its shape is {list(image.shape)}); connect at least one.")
+    if image.ndim != 4 or image.shape[-1] == 2:
+        raise ValueError(
+            f"The image input is of shape {list(image.shape)}, not [batch, height, width, channels] with 1, 3 or 4 "
+            "channels; connect the IMAGE of a node such as Load Image."
+        )
+    pixels = crop_extremes(as_rgb(image.movedim(-1, 1).float()))
+    if not torch.isfinite(torch.stack(pixels.aminmax())).all():  # NaN comes through; no second tensor of that size
+        raise ValueError(
+            "The image input holds values that are not numbers (NaN or infinite), as from a VAE that overflowed; "
+            "connect another picture, or make this one with the VAE in float32."
+        )
+    return pixels
 
 
 def _encode_by_open_clip(hosted: HostedOpenClip, pixels: Tensor) -> Tensor:

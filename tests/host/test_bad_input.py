@@ -267,6 +267,25 @@ def test_start_that_is_not_before_end(server: ComfyServer, reference_picture: st
         )
 
 
+# What is no number: otherwise a black picture without a word.
+
+
+@FAILS
+def test_a_reference_of_a_vae_that_overflowed(server: ComfyServer, reference_picture: str) -> None:
+    graph = adapted(reference_picture, image=["overflowed", 0])
+    graph["nan"] = node("LatentMultiply", samples=["latent", 0], multiplier=float("nan"))
+    graph["overflowed"] = node("VAEDecode", samples=["nan", 0], vae=["checkpoint", 2])
+    message = failure(server, graph, "apply")
+    assert "not numbers (NaN or infinite)" in message and "VAE in float32" in message
+
+
+@FAILS
+@pytest.mark.parametrize("name", ["weight", "image_scale"])
+def test_a_setting_that_is_no_number(server: ComfyServer, reference_picture: str, name: str) -> None:
+    message = failure(server, adapted(reference_picture, **{name: float("nan")}), "apply")
+    assert f"{name} is nan" in message
+
+
 # Odd wordings: a picture all the same.
 
 

@@ -29,7 +29,10 @@ folders, vision, text, host_apply, memory = (
     importlib.import_module(f"{inside.PACK}.nodes.host.{name}")
     for name in ("folders", "vision", "text", "apply", "memory")
 )
-load_model = importlib.import_module(f"{inside.PACK}.nodes.load_model")
+apply, encode_instruction, guider, load_model = (
+    importlib.import_module(f"{inside.PACK}.nodes.{name}")
+    for name in ("apply", "encode_instruction", "guider", "load_model")
+)
 load_open_clip = importlib.import_module(f"{inside.PACK}.nodes.load_open_clip")
 core_config = importlib.import_module(f"{inside.PACK}.ipadapter_instruct_core.config")
 core_encoders = importlib.import_module(f"{inside.PACK}.ipadapter_instruct_core.encoders")
@@ -229,11 +232,119 @@ def test_pictures_of_any_kind_give_tokens(vit_h: Any, shape: tuple[int, int]) ->
     assert torch.equal(colour, opaque) and torch.equal(grey, repeated)
 
 
+def with_one(value: float) -> torch.Tensor:
+    image = torch.rand(2, 30, 40, 3)
+    image[1, 15, 20, 1] = value
+    return image
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_of_what_is_no_number_are_told(vit_h: Any, value: float, channels: int) -> None:
+    image = with_one(value)[..., [1, 0, 2, 1][:channels]]
+    with pytest.raises(ValueError) as caught:
+        vision.image_tokens(vit_h, image, CONFIG)
+    assert "not numbers" in sentence(caught) and "VAE in float32" in sentence(caught)
+
+
+def test_only_what_is_read_of_a_picture_is_judged(vit_h: Any) -> None:
+    """Neither alpha, nor what is cut off a very wide picture; and values beyond 0-1 are cut, as the host cuts them."""
+    image = torch.rand(1, 4, 40, 4)
+    image[..., 3], image[:, :, 0] = float("nan"), float("nan")
+    image[0, 2, 20, 0] = 1e38
+    with torch.inference_mode():
+        tokens, _ = vision.image_tokens(vit_h, image, CONFIG)
+    assert torch.isfinite(tokens).all()
+
+
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        ((0, 30, 40, 3), "holds no picture"),
+        ((1, 0, 40, 3), "holds no picture"),
+        ((1, 30, 40, 0), "holds no picture"),
+        ((1, 30, 40, 2), "of shape [1, 30, 40, 2]"),
+        ((30, 40, 3), "of shape [30, 40, 3]"),
+        ((30, 40), "of shape [30, 40]"),
+        ((1, 1, 30, 40, 3), "of shape [1, 1, 30, 40, 3]"),
+    ],
+)
+def test_what_is_no_batch_of_pictures_is_told(vit_h: Any, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        vision.image_tokens(vit_h, torch.zeros(shape), CONFIG)
+    assert words in sentence(caught) and "; connect" in sentence(caught)
+
+
+# Many pictures.
+
+
+def test_many_pictures_are_encoded_few_at_a_time_as_each_alone(vit_h: Any) -> None:
+    image = torch.rand(21, 30, 40, 3, generator=torch.Generator().manual_seed(0))
+    sizes: list[int] = []
+    vit_h.model.register_forward_pre_hook(
+        lambda module, args, inputs: sizes.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
+    with torch.inference_mode():
+        many, _ = vision.image_tokens(vit_h, image, CONFIG)
+        each = [vision.image_tokens(vit_h, picture[None], CONFIG)[0] for picture in image[[0, 8, 20]]]
+    assert sum(sizes[:-3]) == 1 + 21 and max(sizes) <= 8
+    torch.testing.assert_close(many[[0, 8, 20]], torch.cat(each), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("combine", ["concatenate", "average", "one for each batch item"])
+def test_many_pictures_are_projected_few_at_a_time_as_each_alone(tmp_path: Path, combine: str) -> None:
+    adapter = memory.load_adapter(str(make_tiny_models(tmp_path) / "ipadapter_instruct" / MIN_ADAPTER), MIN_ADAPTER)
+    generator = torch.Generator().manual_seed(0)
+    pictures, nothing = (torch.randn(count, 7, 1280, generator=generator) for count in (21, 1))
+    texts = [torch.randn(1, 77, 768, generator=generator) for _ in range(2)]
+    rows = {row: tuple(texts) for row in apply.Row}
+    instruction = encode_instruction.EncodedInstruction(None, "", adapter.config, rows)
+    sizes: list[int] = []
+    adapter.adapter.image_proj.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    with torch.inference_mode():
+        made = apply._project_rows(adapter, instruction, pictures, nothing, combine)[apply.Row.FULL]
+        assert max(sizes) <= 8
+        source = pictures.mean(dim=0, keepdim=True) if combine == "average" else pictures
+        each = torch.cat([adapter.adapter.image_proj(picture[None], *texts) for picture in source])
+    assert made.shape == ((1, 21 * 16, 768) if combine == "concatenate" else (len(source), 16, 768))
+    torch.testing.assert_close(made.reshape(each.shape), each, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("height, width", [(1, 1), (3, 5), (223, 225), (224, 224), (301, 97), (480, 640), (1023, 769)])
 def test_preprocessing_is_the_hosts(height: int, width: int) -> None:
     image = torch.rand(2, height, width, 3, generator=torch.Generator().manual_seed(0))
     expected = comfy.clip_vision.clip_preprocess(image)
     assert float((preprocess(image.movedim(-1, 1)) - expected).abs().max()) < 1e-6
+
+
+# Settings that are no numbers.
+
+SETTINGS = {
+    "weight": 1.0,
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "instruct_scale": 2.0,
+    "image_scale": 1.0,
+}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_of_apply_that_is_no_number_is_told(name: str, value: float) -> None:
+    inputs = dict.fromkeys(("model", "adapter", "instruction", "clip_vision", "image"))
+    with pytest.raises(ValueError) as caught:
+        apply.ApplyAdapter.execute(
+            **inputs, **{**SETTINGS, name: value}, guidance="auto", combine_images="concatenate", mask=None
+        )
+    assert f"{name} is {value}" in sentence(caught) and "type a number" in sentence(caught)
+
+
+@pytest.mark.parametrize("name", ["cfg", "instruct_scale", "image_scale"])
+def test_a_scale_of_the_guider_that_is_no_number_is_told(name: str) -> None:
+    scales = {"cfg": 5.0, "instruct_scale": 2.0, "image_scale": 1.0, name: float("nan")}
+    with pytest.raises(ValueError) as caught:
+        guider.Guider.execute(None, [], [], **scales)
+    assert f"{name} is nan" in sentence(caught)
 
 
 # CLIP: the towers that other families hold.
