@@ -15,7 +15,7 @@ from .host import log
 from .host.application import Application, ThreeWay
 from .host.memory import HostedAdapter, few_at_a_time, module_dtype, remembered
 from .host.vision import image_tokens
-from .types import CATEGORY, Adapter, Instruction, OpenClip, check_settings, guidance_scales
+from .types import CATEGORY, Adapter, Instruction, check_settings, guidance_scales
 
 AUTO = "auto"
 CONCATENATE, AVERAGE, ONE_EACH = "concatenate", "average", "one for each batch item"
@@ -34,9 +34,8 @@ class ApplyAdapter(io.ComfyNode):
                 io.Model.Input("model", tooltip="An SD1.5 or SDXL model, of the same family as the adapter."),
                 Adapter.Input("adapter", tooltip="The adapter that the instruction was encoded for."),
                 Instruction.Input("instruction", tooltip="What to take from the picture, from Encode Instruction."),
-                io.MultiType.Input(
-                    io.ClipVision.Input("clip_vision"),
-                    [OpenClip],
+                io.ClipVision.Input(
+                    "clip_vision",
                     tooltip="CLIP ViT-H/14 for the released weights (CLIP-ViT-H-14-laion2B-s32B-b79K).",
                 ),
                 io.Image.Input(

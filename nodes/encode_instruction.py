@@ -13,7 +13,7 @@ from ..ipadapter_instruct_core.tasks import EVERYTHING_ROW, UNTRAINED_ON_SDXL, T
 from .host import log
 from .host.memory import HostedAdapter
 from .host.text import encode_text
-from .types import CATEGORY, Adapter, Instruction, OpenClip
+from .types import CATEGORY, Adapter, Instruction
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +36,8 @@ class EncodeInstruction(io.ComfyNode):
             description="Says in words what to take from the picture: choose a task, or write your own wording.",
             inputs=[
                 Adapter.Input("adapter", tooltip="Decides which text tower reads the instruction."),
-                io.MultiType.Input(
-                    io.Clip.Input("clip"),
-                    [OpenClip],
+                io.Clip.Input(
+                    "clip",
                     tooltip="The CLIP of your checkpoint, or an OpenCLIP model if the adapter wants one.",
                 ),
                 io.Combo.Input(
@@ -67,6 +66,7 @@ class EncodeInstruction(io.ComfyNode):
                     default="",
                     multiline=True,
                     placeholder="the positive prompt, again",
+                    dynamic_prompts=True,
                     tooltip="The released weights also read the prompt: repeat your positive prompt here. "
                     "Weights without prompt layers ignore it.",
                 ),
@@ -75,6 +75,7 @@ class EncodeInstruction(io.ComfyNode):
                     default="",
                     multiline=True,
                     placeholder="the negative prompt, again",
+                    dynamic_prompts=True,
                     tooltip="Repeat your negative prompt here; the SDXL weights do not use it.",
                 ),
             ],

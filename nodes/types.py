@@ -8,7 +8,9 @@ CATEGORY = "IPAdapter-Instruct"
 
 Adapter = io.Custom("IPADAPTER_INSTRUCT")
 Instruction = io.Custom("IPADAPTER_INSTRUCTION")
-OpenClip = io.Custom("IPADAPTER_INSTRUCT_OPEN_CLIP")
+# An OpenCLIP model is given for either: packs that fill inputs by their type, which they compare with ==, then know ours
+# as a CLIP's and a CLIP vision's. The first of the names is what older saved workflows have.
+OpenClip = io.Custom("IPADAPTER_INSTRUCT_OPEN_CLIP,CLIP,CLIP_VISION")
 
 
 def guidance_scales(when: str = "") -> list[io.Float.Input]:

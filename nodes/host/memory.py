@@ -91,6 +91,13 @@ class HostedOpenClip:
         self.model.to(self.patcher.load_device)
         return self.patcher.load_device
 
+    def __getattr__(self, name: str) -> Any:
+        """What another node looks for in a CLIP: the page lets it connect there too."""
+        raise AttributeError(
+            "This is an OpenCLIP model, which only Encode Instruction and Apply IPAdapter-Instruct can read; "
+            "connect the CLIP of a checkpoint, or Load CLIP Vision, to this node."
+        )
+
 
 def load_adapter(path: str, name: str) -> HostedAdapter:
     # manual_cast lets the host keep weights in one precision and place, and compute in another.

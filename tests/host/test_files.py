@@ -25,6 +25,8 @@ import comfy.sdxl_clip  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import folder_paths  # noqa: E402
 
+import nodes as host_nodes  # noqa: E402
+
 folders, vision, text, host_apply, memory = (
     importlib.import_module(f"{inside.PACK}.nodes.host.{name}")
     for name in ("folders", "vision", "text", "apply", "memory")
@@ -384,6 +386,16 @@ def test_open_clip_where_clip_l_is_wanted(open_clip: Any) -> None:
     with pytest.raises(ValueError) as caught:
         text.encode_text(open_clip, "use the style", CONFIG, literal=True)
     assert "reads CLIP-L, not small.safetensors" in sentence(caught)
+
+
+def test_open_clip_in_another_node_says_where_it_belongs(open_clip: Any) -> None:
+    """The page lets it connect to every CLIP."""
+    assert not hasattr(open_clip, "tokenize")
+    with pytest.raises(AttributeError) as caught:
+        host_nodes.CLIPTextEncode().encode(open_clip, "a cat")
+    assert "only Encode Instruction and Apply IPAdapter-Instruct can read" in sentence(caught)
+    with pytest.raises(AttributeError, match="Load CLIP Vision"):
+        host_nodes.CLIPVisionEncode().encode(open_clip, torch.rand(1, 30, 40, 3), "center")
 
 
 def test_clip_l_where_open_clip_is_wanted(open_clip: Any) -> None:

@@ -1,4 +1,7 @@
-"""Names that saved workflows hold: once shipped, none of them changes. Add to this table, never edit it."""
+"""Names that saved workflows hold: once shipped, none of them changes. Add to this table, never edit it.
+
+A type of an output may be added to: each name that a link was saved with stays among those that fit.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import inside
 
 SHIPPED = {
     "IPAdapterInstructModelLoader": (["adapter_name"], ["IPADAPTER_INSTRUCT"]),
-    "IPAdapterInstructOpenCLIPLoader": (["model_name"], ["IPADAPTER_INSTRUCT_OPEN_CLIP"]),
+    "IPAdapterInstructOpenCLIPLoader": (["model_name"], ["IPADAPTER_INSTRUCT_OPEN_CLIP,CLIP,CLIP_VISION"]),
     "IPAdapterInstructEncode": (
         ["adapter", "clip", "task", "instruction", "subject", "prompt", "negative_prompt"],
         ["IPADAPTER_INSTRUCTION"],
@@ -52,3 +55,13 @@ def test_ids_inputs_and_outputs_are_those_shipped() -> None:
     assert found == SHIPPED
     inputs = [i for schema in schemas.values() for i in schema.inputs]
     assert {i.id: i.options for i in inputs if i.id in CHOICES} == CHOICES
+
+
+def test_inputs_have_the_hosts_own_types() -> None:
+    """By which packs that fill inputs from afar know them: they compare types with ==."""
+    inputs = {
+        i.id: i.get_io_type() for node in sys.modules[f"{inside.PACK}.nodes"].NODES for i in node.define_schema().inputs
+    }
+    host = {"model": "MODEL", "clip": "CLIP", "clip_vision": "CLIP_VISION", "image": "IMAGE", "mask": "MASK"}
+    host |= {"positive": "CONDITIONING", "negative": "CONDITIONING"}
+    assert {name: inputs[name] for name in host} == host
