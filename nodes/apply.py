@@ -71,7 +71,12 @@ class ApplyAdapter(io.ComfyNode):
                     tooltip="What to do with several pictures: use all of them, their average, or one for each latent "
                     "of the batch, in turn.",
                 ),
-                io.Mask.Input("mask", optional=True, tooltip="Where in the new picture the adapter acts (white)."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where in the new picture the adapter acts (white). A detailer samples a crop, over which "
+                    "the whole mask is stretched: leave it out there.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )

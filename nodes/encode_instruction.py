@@ -52,7 +52,7 @@ class EncodeInstruction(io.ComfyNode):
                     multiline=True,
                     placeholder="own wording (optional)",
                     tooltip="Your own wording in place of the task's; the task still decides on weight and guidance. "
-                    "Brackets are taken literally.",
+                    "Brackets and braces are taken literally.",
                 ),
                 io.String.Input(
                     "subject",

@@ -8,8 +8,8 @@ CATEGORY = "IPAdapter-Instruct"
 
 Adapter = io.Custom("IPADAPTER_INSTRUCT")
 Instruction = io.Custom("IPADAPTER_INSTRUCTION")
-# An OpenCLIP model is given for either: packs that fill inputs by their type, which they compare with ==, then know ours
-# as a CLIP's and a CLIP vision's. The first of the names is what older saved workflows have.
+# Given for either, since our inputs have the host's types: packs that fill inputs from afar compare types with ==.
+# The first name is what older saved workflows have.
 OpenClip = io.Custom("IPADAPTER_INSTRUCT_OPEN_CLIP,CLIP,CLIP_VISION")
 
 
