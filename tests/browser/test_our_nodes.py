@@ -110,9 +110,12 @@ def test_the_other_nodes_are_found_by_their_names(page: ComfyPage) -> None:
 
 def test_clip_inputs_have_the_types_by_which_packs_fill_them_and_take_an_open_clip_model(page: ComfyPage) -> None:
     """Anything Everywhere and its like compare with ==; an OpenCLIP model is connected by mouse all the same."""
-    places = {"CLIPTextEncode": (60, 60), "CLIPVisionEncode": (60, 350), "Load OpenCLIP Model": (60, 600)}
-    places |= {"Encode Instruction": (700, 60), "Apply IPAdapter-Instruct": (1200, 60)}
-    text, vision, loader, encode, apply = (page.add_node(words, *place) for words, place in places.items())
+    text, vision = placed(page, "CLIPTextEncode", 100, 100), placed(page, "CLIPVisionEncode", 100, 400)
+    loader, encode = (
+        placed(page, "IPAdapterInstructOpenCLIPLoader", 100, 600),
+        placed(page, "IPAdapterInstructEncode", 600, 100),
+    )
+    apply = placed(page, "IPAdapterInstructApply", 1100, 100)
     assert input_type(page, encode, "clip") == input_type(page, text, "clip")
     assert input_type(page, apply, "clip_vision") == input_type(page, vision, "clip_vision")
     page.connect(loader, "open_clip", encode, "clip")
@@ -122,7 +125,7 @@ def test_clip_inputs_have_the_types_by_which_packs_fill_them_and_take_an_open_cl
 
 def test_prompts_are_written_as_in_clip_text_encode(page: ComfyPage) -> None:
     """Choices and comments are the page's work; a wording of one's own stays as it is written."""
-    node = page.add_node("Encode Instruction", 300, 100)
+    node = placed(page, "IPAdapterInstructEncode", 300, 100)
     written = "a {red|red} cat // not this\n/* nor\nthis */on a \\{mat\\}"
     for name in ("instruction", "subject", "prompt", "negative_prompt"):
         page.set_widget(node, name, written)
@@ -132,6 +135,16 @@ def test_prompts_are_written_as_in_clip_text_encode(page: ComfyPage) -> None:
     sent = page.page.evaluate(script, node)
     assert sent["prompt"] == sent["negative_prompt"] == "a red cat \non a {mat}"
     assert sent["instruction"] == sent["subject"] == written
+
+
+def placed(page: ComfyPage, kind: str, x: float, y: float) -> int:
+    script = """([kind, x, y]) => {
+        const node = LiteGraph.createNode(kind);
+        node.pos = [x, y];
+        app.graph.add(node);
+        return node.id;
+    }"""
+    return page.page.evaluate(script, [kind, x, y])
 
 
 def input_type(page: ComfyPage, node: int, name: str) -> str:
