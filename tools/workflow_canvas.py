@@ -97,7 +97,8 @@ class Canvas:
     """
 
     def __init__(self, name: str, schemas: Json):
-        self._id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{OUR_ID}/{name}"))
+        # By what the pack was called when they were first made: a workflow keeps its id.
+        self._id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-ipadapter-instruct/{name}"))
         self._schemas = schemas
         self._nodes: list[Json] = []
         self._links: list[list[Any]] = []
