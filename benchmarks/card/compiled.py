@@ -31,7 +31,7 @@ def main() -> None:
             seconds = time.perf_counter() - begun
             part.lines.add(Result(f"{NAMES['sd15']}: {name}: the first two steps, {backend}", seconds, "s"))
             part.lines.add(Result(f"{NAMES['sd15']}: {name}: graphs", float(graphs()), ""))
-        compare(part, f"{NAMES['sd15']}, {backend}", {"bare host": model} | compiled, latent, 1)
+        compare(part, f"{NAMES['sd15']}, {backend}", compiled | {"bare host": model}, latent, 1)
 
 
 def graphs() -> int:

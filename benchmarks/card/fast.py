@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .. import apply, host, popular, steps
+from ..apply import MIB
 from ..report import Result
 from .part import Part, from_command_line
 
@@ -17,12 +18,11 @@ MOST = 1.02  # × the bare host with as many rows
 LATENT = {"sd15": 64, "sdxl": 128}  # of pictures of 512 and of 1024 pixels
 NAMES = {"sd15": "SD1.5 512", "sdxl": "SDXL 1024"}
 SECONDS, ROUNDS, STEPS = 3.0, 60, 4  # for each group of MODELs that take turns
-MIB = 2**20
 
 
-def compare(part: Part, title: str, models: dict[str, Any], latent: int, batch: int, seconds: float = SECONDS) -> None:
+def compare(part: Part, title: str, models: dict[str, Any], latent: int, batch: int) -> None:
     """Milliseconds of the first MODEL, the bare host, and by how much the others take longer."""
-    within, rounds = (0.5, 2) if part.small else (seconds, ROUNDS)
+    within, rounds = (0.5, 2) if part.small else (SECONDS, ROUNDS)
     for model in models.values():
         steps.time_steps(model, latent, 1, batch)  # loads it, and lets libraries choose their kernels
     times = steps.interleave(models, latent, rounds, STEPS, batch, within)

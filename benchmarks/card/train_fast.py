@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from ..report import Result
+from ..training import MOST_OF_MATRIX_TIME
 from ..training_models import Settings, Way, all_encoders, base_model, write_data
 from ..training_parts import matrix_rate, operations
 from .fast import NAMES
 from .part import Part, from_command_line
 
-MOST_OF_MATRIX_TIME = 2.0  # a step ÷ its arithmetic at the card's full rate: half of the rate is used
 WARM, STEPS = 2, 3
 CHECKPOINTED = {"gradient_checkpointing": True}
 LAYOUT, FUSED = {"channels_last": True}, {"fused_optimizer": True}
@@ -71,21 +71,20 @@ class Measure:
         self.operations_an_image = 0.0
         self.best: tuple[float, int, dict[str, Any]] = (0.0, 0, {})
 
-    def __call__(self, micro: int, changes: dict[str, Any], steps: int = STEPS) -> None:
+    def __call__(self, micro: int, changes: dict[str, Any]) -> None:
         words = [f"micro-batch {micro}", *(name.replace("_", " ").replace(" optimizer", " AdamW") for name in changes)]
         title = f"{self.title}: {', '.join(words)}"
         try:
-            self._measure(title, micro, changes, steps)
+            self._measure(title, micro, changes)
         except torch.cuda.OutOfMemoryError:
             self.part.lines.add(note=f"{title}: does not fit into this card's memory")
         release(self.part)
 
-    def _measure(self, title: str, micro: int, changes: dict[str, Any], steps: int) -> None:
-        release(self.part)
+    def _measure(self, title: str, micro: int, changes: dict[str, Any]) -> None:
         way = Way(replace(self.settings, batch_size=micro), "features", self.model, **changes)
         if not self.operations_an_image:
             self.operations_an_image = operations(way.step, self.part.device) / micro
-        log = way.stretch(WARM, steps)
+        log = way.stretch(WARM, STEPS)
         images = log["images_per_second"]
         share = images * self.operations_an_image / self.rate
         if images > self.best[0]:
