@@ -1,67 +1,18 @@
-"""Beside patches that repeat, drop or reorder rows, keep a list of them, or read the negative among them.
+"""Beside patches that repeat or drop rows, keep a list of them, or read the negative among them.
 
-Each stands for a pack's kind, written anew. What they do to the sampler's own rows is told by simple guidance at two
-scales; the rows that three-way adds are plain predictions with their own tokens, which no such patch has touched.
+Each stands for a pack's kind, written anew; `beside.py` tells what is right there.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from bench import (
-    CFG,
-    Bench,
-    Row,
-    ThreeWay,
-    application,
-    assert_differs,
-    assert_same,
-    counted_rows,
-    guidance,
-    random,
-    slots,
-    tokens,
-)
+from bench import CFG, Bench, Row, application, assert_differs, assert_same, random, slots, tokens
+from beside import ORDERS, SCALES, Patch, check, in_order, sampled
 
-SCALES = [ThreeWay(2.0, 1.5), ThreeWay(2.0, 1.0)]  # of four rows, and of three: the negative counts for nothing
 ATTN2 = [("input", 1), ("output", 0), ("output", 1)]
-ORDERS = ["before", "after"]
-Patch = Callable[[Any], Any]
-
-
-def in_order(bench: Bench, order: str, patch: Patch, *each: Any) -> Any:
-    if order == "before":
-        return bench.apply(*each, model=patch(bench.model))
-    return patch(bench.apply(*each))
-
-
-def sampled(bench: Bench, model: Any, cfg: float = CFG, **kwargs: Any) -> torch.Tensor:
-    return bench.cfg(model, cfg, **kwargs)
-
-
-def own_rows(bench: Bench, order: str, patch: Patch, each: Any, **kwargs: Any) -> dict[Any, torch.Tensor]:
-    """The positive and the negative as the patch leaves them under simple guidance, of two scales."""
-    simple = application.replace(each, three_way=None)
-    model = in_order(bench, order, patch, simple)
-    negative, doubled = (sampled(bench, model, cfg, **kwargs) for cfg in (0.0, 2.0))
-    return {Row.FULL: (doubled + negative) / 2, Row.UNCOND: negative}
-
-
-def three_way(bench: Bench, order: str, patch: Patch, each: Any, cfg: Any = CFG, **kwargs: Any) -> torch.Tensor:
-    rows = own_rows(bench, order, patch, each, **kwargs)
-    rows |= {row: bench.predict(bench.negative, {each: row}, **kwargs) for row in (Row.EVERYTHING, Row.IMAGE)}
-    return guidance.three_way(rows, cfg, each.three_way.instruct_scale, each.three_way.image_scale)
-
-
-def check(bench: Bench, order: str, patch: Patch, scales: Any, **kwargs: Any) -> None:
-    each = bench.application(three_way=scales)
-    ours = sampled(bench, in_order(bench, order, patch, each), **kwargs)
-    assert_same(ours, three_way(bench, order, patch, each, **kwargs), 1e-4)
-    assert_differs(ours, sampled(bench, bench.apply(each), **kwargs))
 
 
 def regional_prompts(bench: Bench, keeps_list: bool, times: int = 3) -> Patch:
@@ -264,109 +215,3 @@ def test_windows_of_a_pack(bench: Bench, order: str, scales: Any) -> None:
         alone = bench.apply(bench.application(tokens=one, three_way=scales))
         texts = {"positive": bench.text(positive), "negative": bench.text(negative)}
         assert_same(ours[i : i + 1], sampled(bench, alone, x=x[i : i + 1], **texts), 1e-4)
-
-
-def one_row_a_call(bench: Bench) -> Patch:
-    """A model wrapper that runs every row in a call of its own, the last first, and says so in the list of rows."""
-
-    def apart(apply_model: Any, args: dict) -> torch.Tensor:
-        shown, x, c = args["cond_or_uncond"], args["input"], args["c"]
-        size = len(x) // len(shown)
-        out = torch.empty_like(x)
-        for i in reversed(range(len(shown))):
-            rows = slice(i * size, (i + 1) * size)
-            options = c["transformer_options"] | {"cond_or_uncond": [shown[i]]}
-            part = {**c, "c_crossattn": c["c_crossattn"][rows], "transformer_options": options}
-            out[rows] = apply_model(x[rows], args["timestep"][rows], **part)
-        return out
-
-    return wrapped_by(apart)
-
-
-def rows_reversed(bench: Bench) -> Patch:
-    def swapped(apply_model: Any, args: dict) -> torch.Tensor:
-        shown, c = args["cond_or_uncond"], args["c"]
-        options = c["transformer_options"] | {"cond_or_uncond": shown[::-1]}
-
-        def back(t: torch.Tensor) -> torch.Tensor:
-            return torch.cat(t.chunk(len(shown))[::-1])
-
-        part = {**c, "c_crossattn": back(c["c_crossattn"]), "transformer_options": options}
-        return back(apply_model(back(args["input"]), args["timestep"], **part))
-
-    return wrapped_by(swapped)
-
-
-def wrapped_by(wrapper: Callable) -> Patch:
-    def patch(model: Any) -> Any:
-        clone = model.clone()
-        clone.set_model_unet_function_wrapper(wrapper)
-        return clone
-
-    return patch
-
-
-@pytest.mark.parametrize("scales", [None, *SCALES])
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("patch", [one_row_a_call, rows_reversed])
-def test_rows_split_and_reordered_by_a_wrapper(bench: Bench, patch: Any, order: str, scales: Any) -> None:
-    """It leaves the numbers alone, so that what is right is what we do without it."""
-    each = bench.application(three_way=scales)
-    x = random(2, 4, 8, 8)
-    ours = sampled(bench, in_order(bench, order, patch(bench), each), x=x)
-    assert_same(ours, sampled(bench, bench.apply(each), x=x), 1e-4)
-
-
-def test_rows_that_cannot_be_followed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A patch that adds a row out of nowhere: the picture is that of the model without the adapter, in one sentence."""
-
-    def add(q: Any, k: Any, v: Any, options: dict) -> tuple:
-        return torch.cat([q, q[:1], q[:1], q[:1]]), *(torch.cat([t, t[:1], t[:1], t[:1]]) for t in (k, v))
-
-    def patch(model: Any) -> Any:
-        clone = model.clone()
-        clone.set_model_attn2_patch(add)
-        clone.set_model_attn2_output_patch(lambda out, options: out[:-3])
-        return clone
-
-    x = random(2, 4, 8, 8)
-    for scales in (None, SCALES[0]):
-        caplog.clear()
-        ours = sampled(bench, patch(bench.apply(bench.application(three_way=scales))), x=x)
-        assert_same(ours, sampled(bench, bench.model, x=x), 1e-4)
-        assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
-            "Another patch changed the rows inside the model, so the adapter is off where it does."
-        ]
-
-
-def test_a_patch_that_needs_the_positive_in_every_call(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    def needs_both(out: torch.Tensor, options: dict) -> torch.Tensor:
-        options["cond_or_uncond"].index(0)
-        return out
-
-    model = bench.apply(bench.application(three_way=SCALES[0])).clone()
-    model.set_model_attn1_output_patch(needs_both)
-    assert_same(sampled(bench, model), sampled(bench, bench.apply(bench.application())), 1e-4)
-    (warning,) = [r.message for r in caplog.records if r.levelno == logging.WARNING]
-    assert "simple guidance is used" in warning
-
-
-def test_patches_that_treat_rows_alike_cost_nothing(bench: Bench) -> None:
-    """The host's FreeU, among them, needs neither the rows that we leave out nor calls of their own."""
-    from comfy_extras.nodes_freelunch import FreeU_V2
-
-    each = bench.application(three_way=SCALES[1])
-    (model,) = FreeU_V2().patch(bench.apply(each), 1.3, 1.4, 0.9, 0.2)
-    counted, counts = counted_rows(model)
-    sampled(bench, counted)
-    assert counts == [3]
-
-
-def test_followers_of_the_popular_kind_stay_in_the_call(bench: Bench) -> None:
-    """A pack that shares our slot by its usual way knows its rows by number alone."""
-    model = bench.apply(bench.application(three_way=SCALES[1])).clone()
-    for slot in model.model_options["transformer_options"]["patches_replace"]["attn2"].values():
-        slot.add(lambda out, q, k, v, extra_options: 0.1 * torch.tanh(q))
-    counted, counts = counted_rows(model)
-    sampled(bench, counted)
-    assert counts == [3]
