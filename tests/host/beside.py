@@ -37,6 +37,7 @@ def own_rows(bench: Bench, order: str, patch: Patch, each: Any, **kwargs: Any) -
 
 def three_way(bench: Bench, order: str, patch: Patch, each: Any, cfg: Any = CFG, **kwargs: Any) -> torch.Tensor:
     rows = own_rows(bench, order, patch, each, **kwargs)
+    kwargs.pop("positive", None)  # the rows that are added read the negative's text
     rows |= {row: bench.predict(bench.negative, {each: row}, **kwargs) for row in (Row.EVERYTHING, Row.IMAGE)}
     return guidance.three_way(rows, cfg, each.three_way.instruct_scale, each.three_way.image_scale)
 
@@ -45,4 +46,5 @@ def check(bench: Bench, order: str, patch: Patch, scales: Any, **kwargs: Any) ->
     each = bench.application(three_way=scales)
     ours = sampled(bench, in_order(bench, order, patch, each), **kwargs)
     assert_same(ours, three_way(bench, order, patch, each, **kwargs), 1e-4)
+    kwargs.pop("positive", None)  # where it is the positive that carries the patch
     assert_differs(ours, sampled(bench, bench.apply(each), **kwargs))

@@ -22,6 +22,7 @@ def start() -> Any:
     ensure_torchvision_imports()
     sys.path.insert(0, str(HOST))
     import comfy.options
+    import utils.extra_config  # noqa: F401 (as its main.py does: its nodes.py hides this package behind comfy/utils.py)
 
     comfy.options.args_parsing = False
     import comfy.cli_args
