@@ -22,3 +22,4 @@ lint: setup
 	@$(VENV_PYTHON) -m ruff check .
 	@$(VENV_PYTHON) -m ruff format --check .
 	@$(VENV_PYTHON) -m pyright
+	@.venv/bin/lint-imports --no-cache

@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from training.batches import Slots, loader
+from training.train.batches import Slots, loader
 
 from .report import Result, parser, results_table, table, write
 from .training_models import WAYS, Settings, Way, all_encoders, floor

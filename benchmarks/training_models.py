@@ -16,16 +16,16 @@ import torch
 from ipadapter_instruct_core.config import Base
 from ipadapter_instruct_core.encoders import OpenClip
 from ipadapter_instruct_core.tasks import Task
-from training.base import BASE_CONFIGS, FrozenBase, clip_tokenizer
-from training.encode import EncodeConfig
-from training.encode import run as encode
-from training.encoders import Encoders
-from training.run_log import RunLog
-from training.settings import TrainConfig
-from training.shards import MANIFEST, Tally, sha256, write_json, write_shard
-from training.source import FeatureSource, RawSource
-from training.train import Trainer
-from training.trained import SCRATCH
+from training.datasets.shards import MANIFEST, Tally, sha256, write_json, write_shard
+from training.features.encode import EncodeConfig
+from training.features.encode import run as encode
+from training.features.stored import FeatureSource, RawSource
+from training.frozen.base import BASE_CONFIGS, FrozenBase, clip_tokenizer
+from training.frozen.encoders import Encoders
+from training.train.adapter import SCRATCH
+from training.train.log import RunLog
+from training.train.loop import Trainer
+from training.train.settings import TrainConfig
 
 TASKS = (Task.EVERYTHING, Task.STYLE, Task.OBJECT)
 WAYS = ("features", "encoders")  # a step from features, and one that runs every encoder
@@ -78,7 +78,7 @@ class Settings:
 
 
 def base_model(settings: Settings, with_unet: bool = True) -> FrozenBase:
-    """A base's parts, as `training.base.load_base` returns them, made where they are used."""
+    """A base's parts, as `training.frozen.base.load_base` returns them, made where they are used."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -140,8 +140,8 @@ def write_data(settings: Settings, encoders: Encoders | None = None) -> float:
         device=settings.device,
     )  # fmt: skip
     with (
-        mock.patch("training.encode.load_encoders", lambda _: encoders),
-        mock.patch("training.encode.load_bank", phrases),
+        mock.patch("training.features.encode.load_encoders", lambda _: encoders),
+        mock.patch("training.features.encode.load_bank", phrases),
     ):
         begun = time.perf_counter()
         encode(config)
@@ -220,7 +220,7 @@ def _data_in_place(settings: Settings, models: Encoders | FrozenBase, name: str)
         made = (models.image_tower.preprocess, settings.resolution, phrases())
         return base, models, RawSource(_folders(settings), "train", tally, *made), None
 
-    with mock.patch("training.train.load_data", load):
+    with mock.patch("training.train.loop.load_data", load):
         yield
 
 
@@ -237,7 +237,7 @@ def floor(way: Way, settings: Settings) -> Callable[[], None]:
 
 
 def _bare(trainer: Trainer, settings: Settings) -> None:
-    from training.conditioned_unet import predict
+    from training.frozen.unet import predict
 
     device, rows, side = trainer.accelerator.device, settings.batch_size, settings.resolution // 8
     width = trainer.base.unet.config.cross_attention_dim

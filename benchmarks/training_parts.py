@@ -12,15 +12,15 @@ from typing import Any
 from unittest import mock
 
 import torch
-import training.trained
+import training.train.adapter
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from training.base import FrozenBase
-from training.encoders import Encoders
-from training.train import Trainer
-from training.trained import TrainedAdapter
+from training.frozen.base import FrozenBase
+from training.frozen.encoders import Encoders
+from training.train.adapter import TrainedAdapter
+from training.train.loop import Trainer
 
 # Each part of a step and where it is done; none of these calls another.
 PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
@@ -29,7 +29,7 @@ PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
     "text encoder": ((Encoders, "text_features"),),
     "instruction encoder": ((Encoders, "instruction_states"),),
     "adapter forward": ((TrainedAdapter, "forward"),),
-    "UNet forward": ((training.trained, "predict"),),
+    "UNet forward": ((training.train.adapter, "predict"),),
     "backward": ((Accelerator, "backward"),),
     "optimiser": (
         (Accelerator, "clip_grad_norm_"),

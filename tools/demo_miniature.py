@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ipadapter_instruct_core.tasks import Task, phrase
 from PIL import Image, ImageOps
-from training.miniature import expand
-from training.miniature.controlnet import scribble
-from training.miniature.factors import PERSON, PORTRAIT, Factors
-from training.miniature.style import Rgb, render, render_cut_out
+from training.miniature.expand.write import write_models
+from training.miniature.models.controlnet import scribble
+from training.miniature.world.factors import PERSON, PORTRAIT, Factors
+from training.miniature.world.style import Rgb, render, render_cut_out
 
 from .contact_sheet import CELL, Cell, Row, contact_sheet
 from .demo_graphs import Demo, Picture, renamed, saving, text_of, with_inputs
@@ -113,7 +113,7 @@ def miniature_demo(folder: Path) -> Demo:
         picture.save(inputs / name)
     return Demo(
         about="the weights are the miniature's; with released ones: make demo MODELS=/path/to/ComfyUI/models",
-        models=expand.write_models(folder / "models"),
+        models=write_models(folder / "models"),
         workflows=(FIVE, WITH_SCRIBBLE, WITH_LORA),
         inputs=sorted(inputs.iterdir()),
         planned=planned,

@@ -7,7 +7,7 @@ import sys
 # As in tools/__init__.py: before torch is loaded, which is when OpenMP reads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from training.cli import USAGE, VERBS, read_config, sentence, unknown_verb  # noqa: E402
+from training.cli.verbs import USAGE, VERBS, read_config, sentence, unknown_verb  # noqa: E402
 
 
 def main() -> None:

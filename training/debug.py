@@ -35,7 +35,7 @@ def make(folder: Path) -> None:
 def save_sd15(folder: Path, seed: int = 0, **unet: object) -> Path:
     """A StableDiffusionPipeline folder with five cross-attentions; ``unet`` changes settings of its UNet."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from training.base import clip_tokenizer
+    from training.frozen.base import clip_tokenizer
 
     torch.manual_seed(seed)
     pipe = StableDiffusionPipeline(
@@ -114,8 +114,8 @@ def save_ip_adapter_plus(path: Path, base: Path, seed: int = 2) -> Path:
     from ipadapter_instruct_core.adapter import Adapter
     from ipadapter_instruct_core.checkpoint import save
     from ipadapter_instruct_core.config import AdapterConfig, Base
-    from training.base import load_base
-    from training.conditioned_unet import cross_attentions
+    from training.frozen.base import load_base
+    from training.frozen.unet import cross_attentions
 
     config = AdapterConfig(
         image_width=OPEN_CLIP["vision_cfg"]["width"],
@@ -139,7 +139,7 @@ def save_pictures(folder: Path, samples: int = SAMPLES) -> Path:
     import numpy as np
     from PIL import Image
     from training.datasets.sample import encode_picture
-    from training.miniature.samples import TASKS, pair
+    from training.miniature.world.samples import TASKS, pair
 
     folder.mkdir(parents=True, exist_ok=True)
     lines = []

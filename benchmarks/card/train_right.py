@@ -70,11 +70,11 @@ def flat(way: Way) -> Tensor:
 
 def runs(part: Part, folder: Path) -> None:
     """Whole runs by the command itself: one, the same again, one that is killed and goes on, and one of two ranks."""
-    from training.build import BuildConfig
-    from training.build import run as build
+    from training.datasets.build import BuildConfig
+    from training.datasets.build import run as build
     from training.debug import make
-    from training.encode import EncodeConfig
-    from training.encode import run as encode
+    from training.features.encode import EncodeConfig
+    from training.features.encode import run as encode
 
     make(folder / "debug")
     for verb, config in (("build", BuildConfig), ("encode", EncodeConfig)):

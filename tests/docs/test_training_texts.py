@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import tomllib
 from ipadapter_instruct_core.config import Base
-from training.draws import Dropout, Dropped
-from training.settings import FREE_SETTINGS, TrainConfig
-from training.train import accumulation
-from training.trained import Projector
+from training.features.draws import Dropout, Dropped
+from training.train.adapter import Projector
+from training.train.loop import accumulation
+from training.train.settings import FREE_SETTINGS, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "training" / "README.md").read_text()
@@ -105,7 +105,7 @@ def test_checkpoints_are_as_large_as_told() -> None:
 
     import torch
     from ipadapter_instruct_core.adapter import Adapter
-    from training.trained import SCRATCH
+    from training.train.adapter import SCRATCH
 
     widths = {  # of the cross-attentions, down, up, middle
         Base.SD15: [320] * 2 + [640] * 2 + [1280] * 2 + [1280] * 3 + [640] * 3 + [320] * 3 + [1280],
@@ -157,13 +157,13 @@ def test_batches_are_cut_as_told() -> None:
 
 
 def test_every_option_that_the_pages_name_exists() -> None:
-    from training.build import BuildConfig
-    from training.datasets.own import Own
-    from training.encode import EncodeConfig
-    from training.endpoint import Endpoint
-    from training.evaluate import EvaluateConfig
-    from training.export import ExportConfig
+    from training.datasets.build import BuildConfig
+    from training.datasets.endpoint import Endpoint
+    from training.datasets.sources.own import Own
+    from training.evaluate.evaluate import EvaluateConfig
+    from training.features.encode import EncodeConfig
     from training.instructions.extend import InstructionsConfig
+    from training.train.export import ExportConfig
 
     kinds = (BuildConfig, EncodeConfig, TrainConfig, ExportConfig, EvaluateConfig, InstructionsConfig)
     known = {name.replace("_", "-") for kind in kinds for name in kind.model_fields}

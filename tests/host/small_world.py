@@ -17,8 +17,8 @@ import torch
 from ipadapter_instruct_core.config import Base
 from ipadapter_instruct_core.tasks import defaults
 from torch import Tensor
-from training.miniature import oracle
-from training.miniature.cases import Case, Rate, score
+from training.miniature.judged.cases import Case, Rate, score
+from training.miniature.models import oracle
 
 inside.start()
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 from ipadapter_instruct_core.tasks import Task, phrase
 from small_world import SmallWorld
-from training.miniature import expand
-from training.miniature.captions import caption
-from training.miniature.cases import Case, Rate, crossed_cases, task_cases
-from training.miniature.controlnet import scribble
-from training.miniature.factors import PERSON
-from training.miniature.samples import LEFT_TO_CONDITION
+from training.miniature.expand.write import write_models
+from training.miniature.judged.cases import Case, Rate, crossed_cases, task_cases
+from training.miniature.models.controlnet import scribble
+from training.miniature.world.captions import caption
+from training.miniature.world.factors import PERSON
+from training.miniature.world.samples import LEFT_TO_CONDITION
 
 run_module = importlib.import_module(f"{inside.PACK}.nodes.host.run")
 
@@ -50,7 +50,7 @@ CEILINGS = {
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     with torch.inference_mode():
-        return SmallWorld(expand.write_models(tmp_path_factory.mktemp("miniature")))
+        return SmallWorld(write_models(tmp_path_factory.mktemp("miniature")))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from reference_vectors import relative_error
 from tools.tiny_models import TINY_NAMES
 from tools.tiny_shapes import FULL_UNET
 
-sys.path.append(str(Path(__file__).parents[1] / "training"))  # diffusers_twin.py, tiny_base.py
+sys.path.append(str(Path(__file__).parents[1] / "training" / "helpers"))  # diffusers_twin.py, tiny_base.py
 
 from diffusers_twin import save_twin  # noqa: E402
 from ipadapter_instruct_core.adapter import Adapter  # noqa: E402
@@ -25,10 +25,10 @@ from ipadapter_instruct_core.checkpoint import load, save  # noqa: E402
 from ipadapter_instruct_core.config import AdapterConfig, InstructionEncoder  # noqa: E402
 from ipadapter_instruct_core.tasks import GuidanceMode, Task  # noqa: E402
 from tiny_base import OPEN_CLIP, save_open_clip  # noqa: E402
-from training.conditioned_unet import cross_attentions, predict, prepare_unet  # noqa: E402
 from training.datasets.sample import decode_picture  # noqa: E402
-from training.encoders import EncoderPaths, Encoders, HuggingFaceImageTower, load_encoders, picture_tensor  # noqa: E402
-from training.sampling import Settings, conditionings  # noqa: E402
+from training.frozen.encoders import EncoderPaths, Encoders, HuggingFaceImageTower, load_encoders, picture_tensor  # noqa: E402
+from training.frozen.sampling import Settings, conditionings  # noqa: E402
+from training.frozen.unet import cross_attentions, predict, prepare_unet  # noqa: E402
 
 TOKENS, UNET = 1e-4, 5e-4
 PROMPT, SIGMA = "a cat on a chair, in the evening", 3.0
@@ -140,7 +140,7 @@ def test_adapter_tokens_keys_and_values_agree(through: Through) -> None:
 
 def test_the_whole_unet_agrees(through: Through) -> None:
     """One evaluation of a guider in the host against the rows of training, combined."""
-    from training.sampling import combine
+    from training.frozen.sampling import combine
 
     x = random(1, 4, 8, 8)
     cfg = through.settings.text_scale

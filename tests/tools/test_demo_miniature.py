@@ -30,8 +30,8 @@ from tools.demo_models import needed_files
 from tools.graphs import Graph
 from tools.hint_pictures import SCRIBBLE
 from tools.tiny_models import TINY_NAMES
-from training.miniature import expand
-from training.miniature.words import encode, vocabulary
+from training.miniature.expand.write import write_models
+from training.miniature.world.words import encode, vocabulary
 
 CLEARLY = 1 / 255  # mean difference of pixels that no rounding explains
 
@@ -102,6 +102,6 @@ def test_a_real_comfyui_runs_the_graphs(
 
 
 def test_the_miniature_is_written_under_the_names_that_the_demo_loads(tmp_path: Path) -> None:
-    models = expand.write_models(tmp_path / "models")
+    models = write_models(tmp_path / "models")
     for name, folder in needed_files(map(read_workflow, (FIVE, WITH_SCRIBBLE, WITH_LORA))).items():
         assert (models / folder / FILE_NAMES[name]).is_file(), name

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ipadapter_instruct_core.tasks import Task
 
-sys.path.append(str(Path(__file__).parent))  # tiny_base.py, shards_of_photographs.py, sources.py
+sys.path.append(str(Path(__file__).parent / "helpers"))
 
 from shards_of_photographs import save_shards  # noqa: E402
 from tiny_base import save_open_clip, save_sd15  # noqa: E402
@@ -32,7 +32,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def features(workshop: Path) -> Path:
     """Features of the workshop's data."""
-    from training.encode import EncodeConfig, run
+    from training.features.encode import EncodeConfig, run
 
     run(EncodeConfig(**encode_settings(workshop), out=workshop / "features"))
     return workshop / "features"

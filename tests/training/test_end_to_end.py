@@ -21,8 +21,8 @@ from tools.comfy_server import ComfyServer
 from tools.graphs import node, text_to_image
 from tools.tiny_models import MIN_CHECKPOINT
 from tools.tiny_shapes import MIN_UNET
-from training.base import load_base
-from training.conditioned_unet import cross_attentions
+from training.frozen.base import load_base
+from training.frozen.unet import cross_attentions
 
 from runs import ROOT, as_toml, environment, finish
 

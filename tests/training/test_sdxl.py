@@ -17,17 +17,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from shards_of_photographs import save_shards
 from tiny_base import POOLED, WIDTH, WIDTH_2, NoAdapter, save_open_clip, save_sd15, save_sdxl, save_sdxl_start
-from training.base import load_base
-from training.batches import collate
-from training.conditioned_unet import cross_attentions, prepare_unet
-from training.draws import Draw, Dropped
-from training.encoders import EncoderPaths, Encoders, load_encoders
-from training.export import ExportConfig, run
+from training.datasets.shards import Tally
+from training.features.draws import Draw, Dropped
+from training.features.stored import FeatureSource, RawSource, Source, encode_batch
+from training.frozen.base import load_base
+from training.frozen.encoders import EncoderPaths, Encoders, load_encoders
+from training.frozen.sampling import Conditioning, initial_noise, sample
+from training.frozen.unet import cross_attentions, prepare_unet
 from training.instructions import load_bank
-from training.sampling import Conditioning, initial_noise, sample
-from training.shards import Tally
-from training.source import FeatureSource, RawSource, Source, encode_batch
-from training.trained import losses
+from training.train.adapter import losses
+from training.train.batches import collate
+from training.train.export import ExportConfig, run
 
 from runs import assert_same_moments, moments, train
 
@@ -45,7 +45,7 @@ SHORT = {
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``base``, ``clip``, ``data/TASK``, ``features``, and ``start.safetensors``, an IPAdapter+."""
-    from training import encode
+    from training.features import encode
 
     folder = tmp_path_factory.mktemp("studio")
     save_sdxl(folder / "base")

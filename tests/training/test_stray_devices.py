@@ -13,9 +13,9 @@ from ipadapter_instruct_core.tasks import Task
 from shards_of_photographs import save_shards
 from tiny_base import save_open_clip, save_sdxl, save_sdxl_start
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from training import train
-from training.run_log import RunLog
-from training.settings import TrainConfig
+from training.train import loop
+from training.train.log import RunLog
+from training.train.settings import TrainConfig
 
 from runs import settings
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 
 
 @pytest.fixture
-def trainer(card: Card, monkeypatch: pytest.MonkeyPatch) -> Callable[..., train.Trainer]:
+def trainer(card: Card, monkeypatch: pytest.MonkeyPatch) -> Callable[..., loop.Trainer]:
     """Makes a run's trainer, with accelerate on the card; what is read of files is read before it goes there."""
 
     def real(function: Callable) -> Callable:
@@ -34,25 +34,25 @@ def trainer(card: Card, monkeypatch: pytest.MonkeyPatch) -> Callable[..., train.
 
         return call
 
-    start = real(train.start_adapter)
+    start = real(loop.start_adapter)
     monkeypatch.setattr(Accelerator, "device", CARD)
     monkeypatch.setattr(Accelerator, "backward", lambda _, loss: backward(loss))
     for name in ("load_data", "state_widths"):
-        monkeypatch.setattr(train, name, real(getattr(train, name)))
+        monkeypatch.setattr(loop, name, real(getattr(loop, name)))
     # Not by accelerate, after the optimiser was made: fake weights cannot be moved in place.
-    monkeypatch.setattr(train, "start_adapter", lambda *arguments: start(*arguments).to(CARD))
+    monkeypatch.setattr(loop, "start_adapter", lambda *arguments: start(*arguments).to(CARD))
 
-    def make(workshop: Path, out: Path, **changes: Any) -> train.Trainer:
+    def make(workshop: Path, out: Path, **changes: Any) -> loop.Trainer:
         config = TrainConfig(**settings(workshop, out, batch_size=4, ema=0.9, **changes))
         accelerator = Accelerator(cpu=True)
-        accelerator.gradient_accumulation_steps = train.accumulation(config, 1)
+        accelerator.gradient_accumulation_steps = loop.accumulation(config, 1)
         with card:
-            return train.Trainer(config, accelerator)
+            return loop.Trainer(config, accelerator)
 
     return make
 
 
-def step(trainer: train.Trainer, card: Card, out: Path) -> None:
+def step(trainer: loop.Trainer, card: Card, out: Path) -> None:
     """One step of a batch that is loaded before, and what the log makes of it."""
     batches = iter([next(trainer._batches(0))])
     with card:
@@ -67,12 +67,12 @@ def step(trainer: train.Trainer, card: Card, out: Path) -> None:
 
 
 def test_a_step_from_features(
-    workshop: Path, features: Path, tmp_path: Path, card: Card, trainer: Callable[..., train.Trainer]
+    workshop: Path, features: Path, tmp_path: Path, card: Card, trainer: Callable[..., loop.Trainer]
 ) -> None:
     step(trainer(workshop, tmp_path), card, tmp_path)
 
 
-def test_a_step_from_pictures_on_sdxl(tmp_path: Path, card: Card, trainer: Callable[..., train.Trainer]) -> None:
+def test_a_step_from_pictures_on_sdxl(tmp_path: Path, card: Card, trainer: Callable[..., loop.Trainer]) -> None:
     """With the encoders on the card, the pooled vector and the size numbers, and a frozen model in half precision."""
     save_sdxl_start(tmp_path / "start.safetensors", save_sdxl(tmp_path / "base"))
     raw = {

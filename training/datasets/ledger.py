@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from training.datasets.source import Item
+from training.datasets.shards import MANIFEST, Tally, sha256, write_json
+from training.datasets.sources.builder import Item
 from training.datasets.splits import SPLITS
-from training.shards import MANIFEST, Tally, sha256, write_json
 
 SETTINGS = "settings.json"
 BLOCKS = "blocks"  # folder with one JSON file a finished shard

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
-from training.datasets.pictures import Place
-from training.datasets.source import Item, chance
+from training.datasets.sources.builder import Item, chance
+from training.datasets.sources.files import Place
 
 logger = logging.getLogger("ipadapter_instruct")
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 from ipadapter_instruct_core.tasks import Task
 from pydantic import BaseModel, ConfigDict, Field
-from training.endpoint import Endpoint, ask
+from training.datasets.endpoint import Endpoint, ask
+from training.datasets.shards import write_atomically
 from training.instructions import BANK, KEYWORDS, UNSEEN, keeps_to_its_task, load, plain
-from training.shards import write_atomically
 
 logger = logging.getLogger("ipadapter_instruct")
 

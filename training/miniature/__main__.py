@@ -6,21 +6,37 @@ import sys
 
 # verb: (module, its settings, what it does); imported on use, since most verbs import torch.
 VERBS: dict[str, tuple[str, str, str]] = {
-    "sheet": ("sheet", "SheetConfig", "pictures of the world on one sheet"),
-    "build": ("samples", "BuildConfig", "shards of (condition, target, prompt), as other datasets give them"),
-    "autoencoder": ("autoencoder", "AutoencoderConfig", "train the autoencoder"),
-    "oracle": ("oracle", "OracleConfig", "train the classifiers that say what a picture shows"),
-    "clip": ("clip", "ClipConfig", "train the small CLIP"),
-    "base": ("train_base", "BaseConfig", "train the text-to-image model"),
-    "controlnet": ("controlnet", "ControlNetConfig", "train the scribble ControlNet"),
-    "lora": ("lora", "LoraConfig", "train the style LoRA"),
-    "start": ("start", "StartConfig", "write the random IPAdapter+ from which the first adapter is trained"),
-    "evaluate-base": ("evaluate_base", "EvaluateBaseConfig", "how often the text-to-image model follows its caption"),
-    "evaluate": ("evaluate", "EvaluateConfig", "adapters on held-out combinations, by the oracle: counts and tables"),
-    "report": ("report", "ReportConfig", "write the tables of `evaluate` again"),
-    "judge": ("judge", "JudgeConfig", "what the CLIP scores of `python -m training evaluate` are worth, by the oracle"),
-    "rounding": ("rounding", "RoundingConfig", "what keeping the weights in half precision costs"),
-    "expand": ("expand", "ExpandConfig", "write a models folder for ComfyUI, or the models for `python -m training`"),
+    "sheet": ("world.sheet", "SheetConfig", "pictures of the world on one sheet"),
+    "build": ("world.samples", "BuildConfig", "shards of (condition, target, prompt), as other datasets give them"),
+    "autoencoder": ("models.autoencoder", "AutoencoderConfig", "train the autoencoder"),
+    "oracle": ("models.oracle", "OracleConfig", "train the classifiers that say what a picture shows"),
+    "clip": ("models.clip", "ClipConfig", "train the small CLIP"),
+    "base": ("models.train_base", "BaseConfig", "train the text-to-image model"),
+    "controlnet": ("models.controlnet", "ControlNetConfig", "train the scribble ControlNet"),
+    "lora": ("models.lora", "LoraConfig", "train the style LoRA"),
+    "start": ("models.start", "StartConfig", "write the random IPAdapter+ from which the first adapter is trained"),
+    "evaluate-base": (
+        "judged.evaluate_base",
+        "EvaluateBaseConfig",
+        "how often the text-to-image model follows its caption",
+    ),
+    "evaluate": (
+        "judged.evaluate",
+        "EvaluateConfig",
+        "adapters on held-out combinations, by the oracle: counts and tables",
+    ),
+    "report": ("judged.report", "ReportConfig", "write the tables of `evaluate` again"),
+    "judge": (
+        "judged.judge",
+        "JudgeConfig",
+        "what the CLIP scores of `python -m training evaluate` are worth, by the oracle",
+    ),
+    "rounding": ("judged.rounding", "RoundingConfig", "what keeping the weights in half precision costs"),
+    "expand": (
+        "expand.write",
+        "ExpandConfig",
+        "write a models folder for ComfyUI, or the models for `python -m training`",
+    ),
 }
 
 

@@ -1,0 +1,87 @@
+"""Pictures and lists of texts as sources hold them, how they are kept, and their edges."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow
+import pytest
+from comparing import assert_alike, pixels
+from PIL import Image, ImageOps
+from pyarrow import parquet
+from sources import (
+    jpeg,
+    photograph,
+)
+from training.datasets.sample import decode_picture
+from training.datasets.sources.files import kept, pictures_in, texts_in
+from training.datasets.targets.canny import edge_map
+
+
+def test_pictures_are_shrunk_to_a_short_side_and_never_enlarged():
+    coffee = jpeg(photograph("coffee"))  # 600 by 400
+    assert decode_picture(kept(coffee, 256)).size == (384, 256)
+    assert_alike(
+        pixels(kept(coffee, 256)), np.asarray(photograph("coffee").resize((384, 256), Image.Resampling.LANCZOS))
+    )
+    assert kept(coffee, 0) is coffee and kept(coffee, 400) is coffee
+    png = io.BytesIO()
+    photograph("coffee").save(png, "PNG")
+    assert kept(png.getvalue(), 0) == png.getvalue()
+    assert kept(png.getvalue(), 1000).startswith(b"\xff\xd8\xff"), "what is not a JPEG becomes one"
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv", "jsonl", "parquet"])
+def test_lists_of_prompts_in_every_format(tmp_path, ending):
+    texts, path = ["a mill, at noon", "zwei Tänzer"], tmp_path / f"art.{ending}"
+    if ending == "txt":
+        path.write_text("\n".join(["", *texts, " "]), encoding="utf-8")
+    elif ending == "csv":
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["id", "prompt"], [1, texts[0]], [2, texts[1]], [3, ""]])
+    elif ending == "jsonl":
+        path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in [*texts, None]), encoding="utf-8")
+    else:
+        parquet.write_table(pyarrow.table({"id": [1, 2, 3], "prompt": [*texts, None]}), path)
+    assert texts_in(path) == texts
+
+
+def test_edges_are_white_lines_on_black_where_the_brightness_steps():
+    step = np.full((64, 96, 3), 100, np.uint8)  # 96 wide: the middle square is columns 16 to 79
+    step[:, 48:] = 160
+    edges = np.asarray(edge_map(Image.fromarray(step), 64))
+    assert edges.shape == (64, 64, 3) and set(np.unique(edges)) == {0, 255}
+    assert (edges[2:-2, 31:33] == 255).all(), "the two columns beside the step, whose gradients are the same"
+    assert not edges[:, :31].any() and not edges[:, 33:].any()
+    # A step of s in 0..255 has a Sobel gradient of 4s: from 50 on it is over the threshold of 200, 20 is under both.
+    with pytest.raises(ValueError, match="no edges"):
+        edge_map(Image.fromarray(np.where(step == 160, 120, 100).astype(np.uint8)), 64)
+    photo = np.asarray(edge_map(photograph("astronaut"), 512))[..., 0] / 255
+    assert 0.02 < photo.mean() < 0.15
+
+
+def test_turned_and_transparent_pictures_are_made_upright_and_white(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    buffer = io.BytesIO()
+    photograph("cat").rotate(90, expand=True).save(buffer, "JPEG", exif=exif, quality=95)
+    assert_alike(pixels(kept(buffer.getvalue(), 128)), np.asarray(ImageOps.contain(photograph("cat"), (192, 128))), 6)
+    seen = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    buffer = io.BytesIO()
+    seen.save(buffer, "PNG")
+    assert (pixels(kept(buffer.getvalue(), 512)) == 255).all()
+
+
+def test_parquet_pictures_are_read_row_by_row(tmp_path):
+    contents = [f"picture {n}".encode() for n in range(11)]
+    table = pyarrow.table(
+        {"image": [{"bytes": content, "path": None} for content in contents], "text": list("abcdefghijk")}
+    )
+    parquet.write_table(table, tmp_path / "some.parquet", row_group_size=3)
+    found = list(pictures_in(tmp_path / "some.parquet"))
+    assert [(place.read(), caption) for _, place, caption in reversed(found)] == list(
+        zip(reversed(contents), "kjihgfedcba", strict=True)
+    )
+    parquet.write_table(pyarrow.table({"jpg": contents}), tmp_path / "bare.parquet", row_group_size=4)
+    assert [place.read() for _, place, _ in pictures_in(tmp_path / "bare.parquet")] == contents

@@ -1,0 +1,1 @@
+"""The command line: verbs, and their options from the settings' classes."""

@@ -1,0 +1,231 @@
+"""`build`: a source dataset -> shards of samples and a manifest; goes on where it stopped, alone or on many ranks."""
+
+import errno
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+from training.datasets.describe import describe_picture
+from training.datasets.endpoint import Endpoint
+from training.datasets.ledger import (
+    PICTURES,
+    PLAN,
+    Block,
+    blocks_of,
+    claim,
+    finish_block,
+    finished,
+    plan_hash,
+    read_hashes,
+    skipped_of,
+    write_manifest,
+)
+from training.datasets.sample import Sample, encode_picture
+from training.datasets.shards import MANIFEST, Tally, ranks, write_json, write_shard
+from training.datasets.sources.builder import Item, chance
+from training.datasets.sources.composition import Composition
+from training.datasets.sources.face import Face
+from training.datasets.sources.files import shrunk
+from training.datasets.sources.object import Object
+from training.datasets.sources.own import Own
+from training.datasets.sources.replication import Replication
+from training.datasets.sources.style import Style
+from training.datasets.splits import choose
+from training.datasets.targets.settings import TargetMaker
+
+logger = logging.getLogger("ipadapter_instruct")
+
+# Settings under which the same samples come out, so that a build may be resumed with other ones.
+FREE_SETTINGS = {
+    "out": True,
+    "max_skipped": True,
+    "threads": True,
+    "source": {"targets": {"batch_size": True}},
+    "endpoint": set(Endpoint.model_fields) - {"model", "temperature", "picture_side"},
+}
+
+
+class BuildConfig(BaseModel):
+    """Where samples come from, and how they are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    source: Annotated[Replication | Style | Object | Composition | Face | Own, Field(discriminator="kind")]
+    """The source dataset and its files."""
+    out: Path
+    """Folder for the shards and their manifest."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many samples, taken at random, those that validate among them."""
+    validation: int = Field(1000, ge=0)
+    """Samples held out for validation; of a small source a tenth."""
+    prompts: Literal["source", "endpoint"] = "source"
+    """Prompts as they come with the source, or from an endpoint that looks at the pictures."""
+    endpoint: Endpoint = Endpoint()
+    """The endpoint that writes prompts."""
+    size: int = Field(512, ge=0)
+    """Pictures are shrunk to a short side of this many pixels and kept as JPEG; 0 keeps the source's bytes."""
+    samples_per_shard: int = Field(500, ge=1)
+    """Samples in a shard, which is also what an interruption can cost at most."""
+    max_skipped: float = Field(0.05, ge=0, le=1)
+    """Share of samples that may be bad and skipped before the build fails."""
+    seed: int = 0
+    """Seed of every random choice."""
+    threads: int = Field(8, ge=1)
+    """Pictures read, or prompts asked for, at once in each process."""
+
+
+Prepared = tuple[Item, Sample | str, Image.Image | None]  # a sample or why there is none, what its target follows
+
+
+def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
+    """Build this rank's share of the shards; the rank that finishes last writes the manifest.
+
+    Args:
+        maker: makes generated targets; by default the models that the source's settings name.
+
+    Raises:
+        ValueError: the source is not what it should be, too much of it is bad, the settings differ from those of the
+            build that is resumed, or the disk is full.
+    """
+    rank, world = ranks()
+    hashes = read_hashes(config.out)
+    before = len(hashes)
+    splits = choose(config.source.plan(config.seed), config.validation, config.limit, config.seed, hashes)
+    blocks = list(blocks_of(splits, config.samples_per_shard))
+    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS) | {PLAN: plan_hash(splits)}
+    if config.prompts == "source":
+        del settings["endpoint"]
+        if rank == 0 and config.source.kind == "style":
+            _warn_of_bare_styles([item for split in splits.values() for item in split])
+    try:
+        claim(config.out, settings)
+        if len(hashes) > before:
+            write_json(config.out / PICTURES, hashes)
+        # All items count, so that a build ends early only when it is sure to fail.
+        tally = Tally(config.max_skipped, seen=sum(len(block.items) for block in blocks))
+        _build(config, blocks[rank::world], maker, tally, rank)
+        result = write_manifest(config.out, config.source.kind, settings, blocks, config.max_skipped)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"The disk that holds {config.out} is full; make room and give the same command again, "
+            "which goes on with the first shard that is not finished."
+        ) from error
+    if result:
+        print(result)
+    else:
+        logger.info(f"Rank {rank} of {world} is done; the last one to finish writes {config.out / MANIFEST}.")
+
+
+def _warn_of_bare_styles(items: list[Item]) -> None:
+    bare = sum(not item.condition_prompt for item in items)
+    if bare:
+        logger.warning(
+            f"{bare} of {len(items)} style samples have no caption of their picture: from these InstantStyle subtracts "
+            "no content, and CLIP-S cannot be scored; name a caption column, or have them described by "
+            "--prompts endpoint."
+        )
+
+
+def _build(config: BuildConfig, blocks: list[Block], maker: TargetMaker | None, tally: Tally, rank: int) -> None:
+    """Make the shards that are not there yet."""
+    waiting = []
+    for block in blocks:
+        done = finished(config.out, block)
+        if done is None:
+            waiting.append(block)
+        else:
+            tally.skipped += skipped_of(done)
+    if waiting and maker is None and config.source.generated is not None:
+        from training.datasets.targets.makers import target_maker  # imports torch and diffusers
+
+        maker = target_maker(config.source.generated)
+    total, left = (sum(len(block.items) for block in some) for some in (blocks, waiting))
+    description = f"rank {rank}: building {config.source.kind}"
+    with (
+        tqdm(total=total, initial=total - left, desc=description, unit="sample") as bar,
+        ThreadPoolExecutor(config.threads) as pool,
+    ):
+        try:
+            for block in waiting:
+                _build_block(config, block, maker, tally, _prepared(config, block.items, pool, bar))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _build_block(
+    config: BuildConfig, block: Block, maker: TargetMaker | None, tally: Tally, prepared: Iterator[Prepared]
+) -> None:
+    """Write one shard, and beside it what it holds: only then is it finished."""
+    path = config.out / f"{block.name}.tar"
+    first_skip = len(tally.skipped)
+    tasks: Counter[str] = Counter()
+
+    def good() -> Iterator[tuple[Sample, Image.Image | None]]:
+        for item, sample, guide in prepared:
+            if isinstance(sample, Sample):
+                yield sample, guide
+            else:
+                tally.skipped.append((item.source_id, sample))
+                if len(tally.skipped) >= 20:
+                    tally.check()
+
+    def members() -> Iterator[tuple[str, dict[str, bytes]]]:
+        samples = _with_targets(config, good(), maker) if config.source.generated else (sample for sample, _ in good())
+        for number, sample in enumerate(samples):
+            tasks[sample.task.value] += 1
+            yield f"{block.name}-{number:05d}", sample.members()
+        tally.check()  # before the shard counts as finished, so that it is made again from a mended source
+
+    write_shard(path, members())
+    finish_block(config.out, block, tasks, tally.skipped[first_skip:])
+
+
+def _prepared(config: BuildConfig, items: list[Item], pool: ThreadPoolExecutor, bar: tqdm) -> Iterator[Prepared]:
+    """Every item's sample, in order; only a few are made ahead, since pictures take memory."""
+    ahead: deque[Future[Prepared]] = deque()
+    for number, item in enumerate(items, start=1):
+        ahead.append(pool.submit(_prepare, config, item))
+        while ahead and (len(ahead) >= 4 * config.threads or number == len(items)):
+            yield ahead.popleft().result()
+            bar.update()
+
+
+def _prepare(config: BuildConfig, item: Item) -> Prepared:
+    """The item with its sample and what a generated target follows, or with why it is skipped."""
+    try:
+        sample = config.source.make(item, config.size)
+        guide = config.source.guide(sample) if config.source.generated else None
+    except ValueError as error:
+        return item, str(error), None
+    if config.prompts == "endpoint":  # which may stop the run by a ValueError
+        text = describe_picture(config.endpoint, sample.target or sample.condition, sample.subject)
+        if text is None:
+            return item, "the endpoint gave no prompt", None
+        sample = config.source.described(sample, text)
+    return (item, sample, guide) if sample.prompt else (item, "it has no prompt", None)
+
+
+def _with_targets(
+    config: BuildConfig, made: Iterator[tuple[Sample, Image.Image]], maker: TargetMaker
+) -> Iterator[Sample]:
+    """Samples with their generated targets; a sample's seed comes from its id, so that a rerun makes the same."""
+    while batch := list(islice(made, config.source.generated.batch_size)):
+        samples = [sample for sample, _ in batch]
+        pictures = maker(
+            [guide for _, guide in batch],
+            [sample.prompt for sample in samples],
+            [chance(config.seed, "target", sample.source_id) for sample in samples],
+            [sample.condition_prompt for sample in samples],
+        )
+        for sample, picture in zip(samples, pictures, strict=True):
+            yield replace(sample, target=encode_picture(shrunk(picture.convert("RGB"), config.size)))

@@ -1,0 +1,1 @@
+"""Adapters -> pictures, scores and figures."""

@@ -1,0 +1,1 @@
+"""What is never trained: base, encoders, sampling, and the metrics that judge by an encoder."""

@@ -1,0 +1,1 @@
+"""The miniature in other people's formats and sizes."""

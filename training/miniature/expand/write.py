@@ -1,0 +1,94 @@
+"""The files: a models folder for ComfyUI, or a diffusers pipeline for `python -m training`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from training.miniature.expand.extras import write_controlnet, write_lora
+from training.miniature.expand.layouts import State, all_words, checkpoint, wide_adapter, write_half
+from training.miniature.models import autoencoder, base, clip
+from training.miniature.models.base import TextToImage
+from training.miniature.models.weights import read
+
+
+@dataclass
+class ExpandConfig:
+    """Attributes:
+    out: folder for the models.
+    training: write what `python -m training` reads, which needs no adapter yet: ``diffusers/``, the narrow base, and
+        ``open_clip/``; in place of a models folder of ComfyUI.
+    """
+
+    out: Path = Path("runs/miniature/expanded")
+    training: bool = False
+
+
+def run(config: ExpandConfig) -> None:
+    if not config.training:
+        print(write_models(config.out))
+        return
+    print(write_clip(config.out / "open_clip"), write_folder(config.out / "diffusers"), sep="\n")
+
+
+def write_models(folder: Path) -> Path:
+    """A `models` folder of ComfyUI in half precision: checkpoint, CLIP, both adapters, ControlNet and LoRA.
+
+    Raises:
+        FileNotFoundError: weights are missing.
+    """
+    write_half(checkpoint(base.load(), autoencoder.load()), folder / "checkpoints" / "miniature.safetensors")
+    write_clip(folder / "clip_vision")
+    for name, file in {"adapter": "miniature", "adapter-plain": "miniature-plain"}.items():
+        about = {"base": "sd15", "instruction_encoder": "open_clip"}
+        write_half(wide_adapter(read(name)), folder / "ipadapter_instruct" / f"{file}.safetensors", about)
+    write_controlnet(folder)
+    write_lora(folder)
+    return folder
+
+
+def write_clip(folder: Path) -> Path:
+    """The small CLIP as `load_open_clip` and ComfyUI's loader node of ours read it."""
+    path = write_half(clip.load().clip.state_dict(), folder / "miniature-clip.safetensors")
+    path.with_suffix(".json").write_text(json.dumps({"model_cfg": clip.CONFIG, "preprocess_cfg": {}}, indent=2))
+    return path
+
+
+def write_folder(folder: Path, model: TextToImage | None = None, coder: autoencoder.Autoencoder | None = None) -> Path:
+    """The narrow model as a diffusers pipeline, for training: its UNet is four times cheaper than the wide one."""
+    from diffusers import AutoencoderTiny, DDIMScheduler
+    from transformers import CLIPTextModel
+
+    model, coder = model or base.load(), coder or autoencoder.load()
+    text = CLIPTextModel(base.text_config())
+    text.load_state_dict(all_words(model.text_encoder.state_dict()))
+    vae = AutoencoderTiny(scaling_factor=1.0)
+    vae.load_state_dict(_diffusers_autoencoder(coder.state_dict()))
+    for name, part in {"unet": model.unet, "text_encoder": text, "vae": vae}.items():
+        part.save_pretrained(folder / name)
+    told = folder / "vae" / "config.json"  # diffusers writes one setting there of which it warns when it reads it
+    settings = {name: value for name, value in json.loads(told.read_text()).items() if name != "block_out_channels"}
+    told.write_text(json.dumps(settings, indent=2) + "\n")
+    DDIMScheduler(**base.SCHEDULE).save_pretrained(folder / "scheduler")
+    parts = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "vae": ["diffusers", "AutoencoderTiny"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    index = {"_class_name": "StableDiffusionPipeline", **parts}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return folder
+
+
+def _diffusers_autoencoder(state: Mapping[str, Tensor]) -> State:
+    """TAESD's keys -> diffusers', whose decoder does not count the clamp as a layer."""
+    renamed = {}
+    for key, tensor in state.items():
+        half, number, rest = re.match(r"taesd_(encoder|decoder)\.(\d+)\.(.*)", key).groups()
+        renamed[f"{half}.layers.{int(number) - (half == 'decoder')}.{rest}"] = tensor
+    return renamed

@@ -1,0 +1,1 @@
+"""A drawn world of known factors: its pictures, words and samples."""

@@ -1,0 +1,99 @@
+"""Batches of a run, in an order that depends on the seed alone, from any step on."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ipadapter_instruct_core.tasks import Task
+from torch.utils.data import DataLoader, Dataset, Sampler
+from training.features.draws import Draws
+from training.features.stored import Source
+
+TASKS = tuple(Task)
+ATTEMPTS = 10  # draws of one slot before its samples are taken for lost
+
+
+class Slots(Sampler[list[tuple[int, int]]]):
+    """The (step, position) of each sample of a rank's micro-batches.
+
+    The global batch of a step is cut into ``world * accumulation`` equal parts; rank r takes the parts r,
+    r + world, ... one after another.
+    """
+
+    def __init__(self, first: int, last: int, batch_size: int, accumulation: int, rank: int, world: int) -> None:
+        self.steps, self.accumulation, self.rank, self.world = range(first, last), accumulation, rank, world
+        self.part = batch_size // (accumulation * world)
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            for micro in range(self.accumulation):
+                start = (micro * self.world + self.rank) * self.part
+                yield [(step, position) for position in range(start, start + self.part)]
+
+
+class Drawn(Dataset):
+    """Items by slot. A damaged sample is replaced by the slot's next draw, and its name goes with the item."""
+
+    def __init__(self, source: Source, draws: Draws) -> None:
+        self.source, self.draws = source, draws
+
+    def __getitem__(self, slot: tuple[int, int]) -> dict[str, Any]:
+        """Where ten draws in a row are damaged, ``lost`` says so: raised in a loader's process, it would be a trace."""
+        damaged = []
+        for attempt in range(ATTEMPTS):
+            draw = self.draws.draw(*slot, attempt)
+            name = self.source.shards.name(draw.sample)
+            try:
+                item = self.source.item(draw)
+            except (KeyError, TypeError, ValueError, OSError) as error:
+                damaged.append((name, str(error)))
+                continue
+            words = {"timestep": draw.timestep, "task": TASKS.index(draw.task), "name": name, "damaged": damaged}
+            return {**item, **words}
+        named = ", ".join(name for name, _ in damaged[:3])
+        return {"lost": f"{ATTEMPTS} samples in a row are damaged ({named}, ...): {damaged[0][1]}."}
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack what are tensors and numbers; names stay lists."""
+    from torch.utils.data import default_collate
+
+    lost = [item for item in items if "lost" in item]
+    if lost:
+        return lost[0]
+    lists = {key: [item[key] for item in items] for key in items[0] if key in ("name", "damaged")}
+    return lists | default_collate([{k: v for k, v in item.items() if k not in lists} for item in items])
+
+
+def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:
+    """Micro-batches of one rank, read ahead by ``workers`` processes.
+
+    Raises:
+        ValueError: too many samples in a row are damaged.
+    """
+    batches = DataLoader(
+        Drawn(source, draws),
+        batch_sampler=slots,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_out_of_the_group,
+    )
+    return _unless_lost(iter(batches))  # the processes begin to read at once
+
+
+def _out_of_the_group(_: int) -> None:
+    """A queue signals the run's whole group of processes: the readers go on, so that the run can finish and save."""
+    os.setsid()
+
+
+def _unless_lost(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for batch in batches:
+        if "lost" in batch:
+            raise ValueError(batch["lost"])
+        yield batch

@@ -1,0 +1,60 @@
+"""What a run trains on: its base, its samples, and the encoders where these are raw."""
+
+from ipadapter_instruct_core.config import InstructionEncoder
+from ipadapter_instruct_core.tasks import PHRASES
+from training.datasets.shards import Tally
+from training.features.stored import FeatureSource, RawSource, Source
+from training.frozen.base import FrozenBase, load_base
+from training.frozen.encoders import EncoderPaths, Encoders, load_encoders
+from training.instructions import load_bank
+from training.train.settings import TrainConfig
+
+
+def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders | None, Source, Source | None]:
+    """The base, the encoders where raw shards are trained on, the training samples, and those for validation."""
+    validate = config.validation.every > 0
+    fixed_share = 1.0 if config.instructions == "fixed" else config.fixed_share
+    if config.features is not None:
+        source = FeatureSource(config.features, "train", tally, fixed_share)
+        base = load_base(config.base, config.base_config)
+        hold_to_encoders(source, base)
+        validation = FeatureSource(config.features, "validation", tally, 1.0) if validate else None
+        return base, None, source, validation
+    paths = EncoderPaths(
+        base=config.base,
+        image_encoder=config.image_encoder,
+        instruction_encoder=config.instruction_encoder,
+        base_config=config.base_config,
+    )
+    encoders = load_encoders(paths, with_unet=True)
+    made = (encoders.image_tower.preprocess, config.resolution, {**PHRASES, **load_bank()})
+    source = RawSource(config.data, "train", tally, *made, fixed_share)
+    validation = RawSource(config.data, "validation", tally, *made, 1.0) if validate else None
+    return encoders.base, encoders, source, validation
+
+
+def hold_to_encoders(source: FeatureSource, base: FrozenBase) -> None:
+    """Raises ValueError where features were made with other encoders than the base's."""
+    made, own = source.settings["encoders"], base.identities()
+    for name, identity in own.items():
+        if made.get(name) != identity:
+            raise ValueError(
+                f"The features in {source.features} were made with another {name.replace('_', ' ')} than this base "
+                f"has ({made.get(name)}, not {identity}); encode the data with this base, or train on that one."
+            )
+
+
+def state_widths(source: Source, encoders: Encoders | None) -> dict[str, int]:
+    """Width of each kind of states: of the picture, the instruction, the prompt, and the UNet's text."""
+    if encoders is not None:
+        return encoders.widths()
+    rows = source.rows
+    states = {"image": rows["zero_image"], "text": rows["empty_text"], "instruction": rows["empty_instruction"]}
+    states["prompt"] = rows.get("empty_prompt", rows["empty_text"])
+    return {name: tensor.shape[-1] for name, tensor in states.items()}
+
+
+def instruction_encoder(source: Source, encoders: Encoders | None) -> InstructionEncoder:
+    return (
+        InstructionEncoder(source.settings["instruction_encoder"]) if encoders is None else encoders.instruction_encoder
+    )
