@@ -3,6 +3,9 @@
 With `make test HOST=…` it runs in the environment that `tools.install` made for that ComfyUI. With COMFYUI_DIR and
 `make test COMFYUI_PYTHON=…` it is another ComfyUI's own interpreter, so that the tests in process meet the packages
 of that host; what it lacks for testing (pytest, playwright …) comes from the checkout's `.venv`, after its own.
+
+Files of tests run side by side, one a core (four at most: each has its own ComfyUI), as two small networks on a core
+each are done sooner than one on both. `-n 0` runs them in turn, as does a debugger (`--pdb`).
 """
 
 from __future__ import annotations
@@ -25,4 +28,6 @@ sys.path += [str(path) for path in (HERE.parent / ".venv" / "lib").glob("python*
 
 import pytest  # noqa: E402
 
-sys.exit(pytest.main(sys.argv[1:]))
+workers = min(os.cpu_count() or 1, 4)
+os.environ.setdefault("OMP_NUM_THREADS", str((os.cpu_count() or 1) // workers))
+sys.exit(pytest.main(["-n", str(workers), "--dist", "loadfile", *sys.argv[1:]]))
