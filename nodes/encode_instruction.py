@@ -48,6 +48,7 @@ class EncodeInstruction(io.ComfyNode):
                 ),
                 io.String.Input(
                     "instruction",
+                    display_name="own wording (optional)",
                     default="",
                     multiline=True,
                     placeholder="own wording (optional)",
@@ -56,6 +57,7 @@ class EncodeInstruction(io.ComfyNode):
                 ),
                 io.String.Input(
                     "subject",
+                    display_name="subject (object task)",
                     default="",
                     placeholder="for the object task: what it is",
                     tooltip="For the object task: what it is, in place of the word 'object', without an article "
@@ -63,6 +65,7 @@ class EncodeInstruction(io.ComfyNode):
                 ),
                 io.String.Input(
                     "prompt",
+                    display_name="positive prompt, again",
                     default="",
                     multiline=True,
                     placeholder="the positive prompt, again",
@@ -72,6 +75,7 @@ class EncodeInstruction(io.ComfyNode):
                 ),
                 io.String.Input(
                     "negative_prompt",
+                    display_name="negative prompt, again",
                     default="",
                     multiline=True,
                     placeholder="the negative prompt, again",

@@ -48,6 +48,9 @@ HIDE_MENUS = """
     body * { visibility: hidden !important; }
     canvas.lgraphcanvas, .dom-widget, .dom-widget * { visibility: visible !important; }
 """
+# The newer page's search box has another look and other marks than the older one's.
+SEARCH_BOX = ".comfy-vue-node-search-container input, [role=search] input[role=combobox]"
+SEARCH_HIT = ".comfy-vue-node-search-container [role=option].p-focus, [role=search] [role=option][aria-selected=true]"
 # The page advertises its newer renderer above the graph until a person has seen it.
 DISMISS_BANNER = "localStorage.setItem('vueNodesBannerDismissed', 'true')"
 
@@ -79,6 +82,10 @@ class ComfyPage:
         reset = "app.canvas.ds.scale = 1; app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = 0"
         self.page.evaluate(f"() => {{ app.graph.clear(); {reset}; app.canvas.setDirty(true, true); }}")
 
+    def set_option(self, name: str, value: Any) -> None:
+        """Set one of the page's own settings, as its dialog does; it holds for all later pages of this server."""
+        self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+
     def workflow(self) -> Workflow:
         """The graph as the page would save it."""
         return self.page.evaluate("() => app.graph.serialize()")
@@ -105,7 +112,7 @@ class ComfyPage:
         before = self.page.evaluate("() => app.graph.nodes.map(n => n.id)")
         box = self._open_search_box(x, y)
         box.fill(search)
-        self.page.locator(".comfy-vue-node-search-container [role=option].p-focus").wait_for()
+        self.page.locator(SEARCH_HIT).wait_for()
         box.press("Enter")
         self.page.wait_for_function(f"() => app.graph.nodes.length === {len(before) + 1}", timeout=10_000)
         box.wait_for(state="detached")  # the closing dialog would catch the next click
@@ -113,7 +120,7 @@ class ComfyPage:
 
     def _open_search_box(self, x: float, y: float) -> Locator:
         """Double-click; again where a busy page drew a frame between the clicks and so took them for two."""
-        box = self.page.locator(".comfy-vue-node-search-container input")
+        box = self.page.locator(SEARCH_BOX)
         for _ in range(5):
             self.page.mouse.move(x, y)
             self.page.mouse.dblclick(x, y)

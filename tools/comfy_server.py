@@ -36,6 +36,7 @@ PAGE_SETTINGS = {
     "Comfy.VersionCompatibility.DisableWarnings": True,
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Minimap.Visible": False,
+    "Comfy.NodeSearchBoxImpl.FollowCursor": False,  # a found node lands where the search box was opened
 }
 Graph = dict[str, Any]
 

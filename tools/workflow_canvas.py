@@ -21,10 +21,11 @@ SEED_CONTROL = "control_after_generate"  # the page's own widget beside a seed
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 OPTIONAL_SHAPE = 7  # the page draws an input that may stay empty as a ring
 
-# The page's own measures, in pixels of its canvas.
-TITLE, SLOT, WIDGET, TEXT_BOX, MARGIN = 30, 20, 24, 84, 12
+# The page's own measures, in pixels of its canvas: those of its newer design (Nodes 2.0), which needs more room.
+TITLE, SLOT, WIDGET, TEXT_BOX, MARGIN = 30, 20, 28, 84, 14
+BADGE = 24  # the newer design's line with a pack's name, at the foot of its nodes
 GAP, GROUP_TITLE, GROUP_PADDING, GROUP_GAP = 24, 46, 16, 40
-PICTURE_HEIGHT = 320  # what a node needs to show a picture below its widgets
+PICTURE_HEIGHT = 330  # what a node needs to show a picture below its widgets
 GROUP_COLOURS = {
     "models": "#3f789e",
     "text": "#8a6d3b",
@@ -32,7 +33,7 @@ GROUP_COLOURS = {
     "control": "#8b5a8c",
     "picture": "#a14f4f",
 }
-NOTE_LETTER, NOTE_LINE, NOTE_MARGIN = 6.6, 19, 60
+NOTE_LETTER, NOTE_LINE, NOTE_MARGIN = 6.6, 17, 60
 NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
 
 
@@ -167,7 +168,8 @@ class Canvas:
         widgets = [declared for declared in inputs if declared.is_widget]
         ours = kind.startswith(OUR_PREFIX)
         properties = {"cnr_id": OUR_ID if ours else CORE_ID, "Node name for S&R": kind}
-        needed = SLOT * max(len(sockets), len(schema["output"])) + sum(w.height for w in widgets) + MARGIN
+        slots = SLOT * max(len(sockets), len(schema["output"]))
+        needed = slots + sum(widget.height for widget in widgets) + MARGIN + (BADGE if ours else 0)
         placed = {
             **self._frame(kind, title, wide, max(needed, tall), collapsed),
             "inputs": [self._input(number, slot, d, given) for slot, d in enumerate([*sockets, *widgets])],

@@ -20,10 +20,10 @@ CHECKPOINT_HUB, CONTROL_HUB = (
 )
 ADAPTERS_HUB, OPEN_CLIP_HUB = "h94/IP-Adapter", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 CHECKPOINT_FILE = f"""\
-Put these into ComfyUI's `models` folder, then press **R**.
+Put these into ComfyUI's *models* folder, then press **R**.
 
 **checkpoints**
-- `{CHECKPOINT}`
+- {CHECKPOINT}
 - Hugging Face: {CHECKPOINT_HUB}
 - or any other SD1.5 checkpoint
 
@@ -31,29 +31,29 @@ Put these into ComfyUI's `models` folder, then press **R**.
 FILES = f"""\
 {CHECKPOINT_FILE}\
 **ipadapter_instruct**
-- `{ADAPTER}`
+- {ADAPTER}
 - Hugging Face: CiaraRowles/IP-Adapter-Instruct
 
 **clip_vision**
-- `{VISION}`
-- Hugging Face: {ADAPTERS_HUB}, where it is `models/image_encoder/model.safetensors`: rename it
+- {VISION}
+- Hugging Face: {ADAPTERS_HUB}, where it is models/image_encoder/model.safetensors: rename it
 """
 OWN_FILES = f"""\
 {CHECKPOINT_FILE}\
 **ipadapter_instruct**
-- `{OWN_ADAPTER}`: what `python -m training export` wrote, or choose yours in Load IPAdapter-Instruct Model
+- {OWN_ADAPTER}: what *python -m training export* wrote, or choose yours in Load IPAdapter-Instruct Model
 
 **clip_vision**
-- `{OPEN_CLIP}`, or the OpenCLIP model that your adapter was trained with and its `.json`
+- {OPEN_CLIP}, or the OpenCLIP model that your adapter was trained with and its .json
 - Hugging Face: {OPEN_CLIP_HUB}
 """
 PLAIN_FILES = (
-    f"\n**ipadapter_instruct**, for comparison\n- `{PLAIN_ADAPTER}`\n- Hugging Face: {ADAPTERS_HUB}, in `models`\n"
+    f"\n**ipadapter_instruct**, for comparison\n- {PLAIN_ADAPTER}\n- Hugging Face: {ADAPTERS_HUB}, in models\n"
 )
-CONTROL_FILES = f"\n**controlnet**\n- `{{}}`\n- Hugging Face: {CONTROL_HUB}\n"
-LORA_FILES = f"\n**loras**\n- any SD1.5 LoRA: choose yours in Load LoRA in place of `{LORA}`\n"
+CONTROL_FILES = f"\n**controlnet**\n- {{}}\n- Hugging Face: {CONTROL_HUB}\n"
+LORA_FILES = f"\n**loras**\n- any SD1.5 LoRA: choose yours in Load LoRA in place of {LORA}\n"
 PICTURES = """
-**Pictures** are in the pack's folder `workflows/inputs`: *choose file to upload* takes them, or your own.
+**Pictures** are in the pack's folder *workflows/inputs*: *choose file to upload* takes them, or your own.
 """
 
 # Everything that the workflows name, by its folder of ComfyUI's `models`.

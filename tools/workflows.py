@@ -51,7 +51,7 @@ from .workflow_parts import (
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
 FIVE_TASKS = ("everything", "style", "composition", "object", "face")
 FIVE_PROMPT, FIVE_SUBJECT = "a woman reading in a library, oil painting", "orange space suit"
-PICTURE_WIDTH, PICTURE_MARGIN = 1600, 24  # of a graph's picture, in pixels
+PICTURE_WIDTH, PICTURE_MARGIN = 1280, 24  # of a graph's picture, in pixels
 
 
 def everything(canvas: Canvas) -> None:
@@ -69,7 +69,7 @@ def style(canvas: Canvas) -> None:
 ## Style: paint something else in the same manner
 Only the look is taken, so the prompt names another subject. Paintings and drawings show it best.
 
-**Try:** your own painting as the reference; own words in *instruction*, such as *borrow the artistic style*.
+**Try:** your own painting as the reference; an *own wording*, such as *borrow the artistic style*.
 """
     one_task(canvas, about, "style", "a red fox sitting in a forest")
 
@@ -163,7 +163,7 @@ For an adapter that you trained as the paper did: one OpenCLIP model reads both 
 same reference, prompt and seed under each task; above them a plain IPAdapter+, which reads no instruction and takes \
 the whole picture.
 
-**Try:** a plain adapter that was trained on the same pictures as yours: training's `--projector ip-adapter-plus`.
+**Try:** a plain adapter that was trained on the same pictures as yours: training's *--projector ip-adapter-plus*.
 """
     notes(canvas, about, OWN_FILES + PLAIN_FILES + PICTURES)
     with canvas.column("Models", "models", LOADER_WIDTH):
@@ -232,7 +232,7 @@ def branch(
         subject = FIVE_SUBJECT if task == "object" else ""
         adapted = apply_instruction(canvas, models, texts, task, subject, image, NODE_WIDTH)
         sampled = sample(canvas, adapted, texts.positive, texts.negative, latent, "fixed", NODE_WIDTH)
-        decoded = canvas.node("VAEDecode", wide=200, samples=sampled, vae=models.vae)
+        decoded = canvas.node("VAEDecode", wide=240, samples=sampled, vae=models.vae)
         save(canvas, decoded.only, prefix, NODE_WIDTH)
 
 
@@ -268,7 +268,7 @@ def take_picture(page: ComfyPage, workflow: Json, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         picture = Image.open(page.graph_picture(Path(folder) / "graph.png", PICTURE_MARGIN)).convert("RGB")
     picture.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH), Image.Resampling.LANCZOS)
-    picture.save(path, quality=85, optimize=True)
+    picture.save(path, quality=80, optimize=True)
 
 
 def main() -> None:

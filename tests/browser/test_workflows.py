@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from layout import FILES, assert_nothing_overlaps, each_workflow
 from PIL import Image
 from tools.comfy_page import ComfyPage
 from tools.comfy_server import ComfyServer
@@ -20,13 +21,14 @@ from tools.workflow_files import ADAPTER, CHECKPOINT, SCRIBBLE_NET, VISION
 from tools.workflows import FIVE_TASKS, GRAPHS, INPUTS, WORKFLOWS, build
 
 ROOT = WORKFLOWS.parent
-FILES = sorted(WORKFLOWS.glob("*.json"))
 # Small and repeatable; the graph itself stays the shipped one.
 SMALL = {
     "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 2, "seed": 5, "control_after_generate": "fixed"},
 }
 OPEN_CLIP = "IPADAPTER_INSTRUCT_OPEN_CLIP,CLIP,CLIP_VISION"  # the type of an OpenCLIP model
+# What a page shows of files, nodes or versions that it misses: a dialog, or in newer pages a box that leads to a panel.
+COMPLAINT = ".p-dialog, [data-testid=error-overlay]"
 CLEARLY = 1 / 255  # mean difference of pixels that no rounding explains
 PATIENCE_S = 300  # on two cores that others use as well
 # What switches off the part that each of these graphs adds; one that is wired past it would still make a picture.
@@ -40,8 +42,6 @@ SWITCHES = {
 }
 # Beside the one picture that the others make; an adapter of one's own is shown beside the plain one.
 SEVERAL = {"one_picture_five_instructions": len(FIVE_TASKS), "own_adapter_five_instructions": len(FIVE_TASKS) + 1}
-
-each_workflow = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -120,7 +120,7 @@ def test_the_page_opens_it_without_complaint_or_loss(page: ComfyPage, file: Path
     shipped = with_tiny_names(read(file))
     page.load(shipped)
     page.page.wait_for_timeout(300)  # dialogs come one frame after the graph
-    assert page.page.locator(".p-dialog").count() == 0, page.page.locator(".p-dialog").inner_text()
+    assert page.page.locator(COMPLAINT).count() == 0, page.page.locator(COMPLAINT).first.inner_text()
     assert page.page.locator(".p-toast-message-error, .p-toast-message-warn").count() == 0
     assert page.errors == []
 
@@ -136,20 +136,7 @@ def test_the_page_opens_it_without_complaint_or_loss(page: ComfyPage, file: Path
 def test_nothing_overlaps_and_every_node_is_in_a_group(page: ComfyPage, file: Path) -> None:
     page.load(with_tiny_names(read(file)))
     page.page.wait_for_timeout(100)  # the page measures nodes when it draws them
-    boxes = page.page.evaluate("() => app.graph.nodes.map(n => [n.type, ...n.boundingRect])")
-    groups = page.page.evaluate("() => app.graph.groups.map(g => [...g._bounding])")
-    for (first, *a), (second, *b) in itertools.combinations(boxes, 2):
-        assert not overlap(a, b), f"{first} at {a} and {second} at {b} overlap"
-    for a, b in itertools.combinations(groups, 2):
-        assert not overlap(a, b), f"groups at {a} and {b} overlap"
-    for kind, x, y, width, height in boxes:
-        assert any(
-            gx <= x and gy <= y and x + width <= gx + gw and y + height <= gy + gh for gx, gy, gw, gh in groups
-        ), f"{kind} at {x, y, width, height} sticks out of its group"
-
-
-def overlap(a: list[float], b: list[float]) -> bool:
-    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+    assert_nothing_overlaps(page)
 
 
 @each_workflow
@@ -191,15 +178,16 @@ def test_the_page_offers_the_files_that_are_missing(page: ComfyPage) -> None:
     """Of what the workflow names, the page can offer the .safetensors; the note tells where the adapter is."""
     file = WORKFLOWS / "style_with_scribble_controlnet.json"
     page.load(read(file))
-    dialog = page.page.locator(".p-dialog")
-    dialog.wait_for()
-    text = dialog.inner_text()
+    page.page.locator(COMPLAINT).first.wait_for()
+    details = page.page.locator("[data-testid=error-overlay-see-errors]")
+    if details.count():
+        details.click()
+    text = page.page.locator(".p-dialog, [data-testid=properties-panel]").inner_text()
     notes = " ".join(node["widgets_values"][0] for node in read(file)["nodes"] if node["type"] == "MarkdownNote")
     for name in (CHECKPOINT, VISION, SCRIBBLE_NET):
         assert name in text and name in notes
     assert ADAPTER in notes
     page.page.keyboard.press("Escape")
-    dialog.wait_for(state="hidden")
 
 
 def test_each_workflow_has_a_picture_for_the_template_browser() -> None:

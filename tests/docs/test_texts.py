@@ -15,6 +15,7 @@ import pytest
 import tomllib
 from ipadapter_instruct_core.config import Base
 from ipadapter_instruct_core.tasks import GuidanceMode, Task, defaults, phrase
+from PIL import Image
 from tools.comfy_server import PACK_NAME, ComfyServer
 
 ROOT = inside.ROOT
@@ -201,3 +202,14 @@ def test_the_host_reads_the_registry_metadata() -> None:
     assert found.tool_comfy.display_name and found.tool_comfy.publisher_id
     assert found.project.supported_comfyui_version and found.project.supported_os == ["OS Independent"]
     assert found.project.urls.repository.startswith("https://")
+
+
+def test_the_registrys_pictures_lie_where_their_addresses_say() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    repository = project["project"]["urls"]["Repository"].replace("//github.com", "//raw.githubusercontent.com")
+    addresses = [project["tool"]["comfy"][kind] for kind in ("Icon", "Banner")]
+    icon, banner = (ROOT / address.removeprefix(f"{repository}/main/") for address in addresses)
+    assert icon.is_file()
+    with Image.open(banner) as picture:
+        assert picture.width * 9 == picture.height * 21
+    assert banner.stat().st_size < 100_000
