@@ -162,10 +162,10 @@ class Ours:
 
     def __init__(self, model: Any, vision: Any = None) -> None:
         pack = start()
-        slots = pack("nodes.host.slots").cross_attentions(model.model.diffusion_model)
+        sites = pack("nodes.host.sites").sites(model.model.diffusion_model)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "adapter.bin"
-            torch.save(adapter_weights([slot.width for slot in slots], text=slots[0].text_width), file)
+            torch.save(adapter_weights([site.width for site in sites], text=sites[0].text_width), file)
             self.adapter = pack("nodes.host.memory").load_adapter(str(file), file.name)
         tasks, guidance = pack("ipadapter_instruct_core.tasks"), pack("ipadapter_instruct_core.guidance")
         texts = {row: (random(1, 77, TEXT, seed=i), random(1, 77, TEXT, seed=9)) for i, row in enumerate(guidance.Row)}

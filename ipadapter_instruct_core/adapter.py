@@ -1,14 +1,14 @@
-"""The whole adapter: a projector and the keys and values of every cross-attention."""
+"""The whole adapter: a projector and a layer for every attention that it adds to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .config import AdapterConfig, encoder_of_width
-from .image_kv import image_key_values
+from .image_kv import Layer, image_key_values
 from .projector import Projector
 
 
@@ -50,9 +50,26 @@ class Adapter(nn.Module):
         adapter.load_state_dict(dict(state), strict=True, assign=True)
         return adapter.requires_grad_(False).eval()
 
-    def key_values(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """tokens [B, T, O] -> keys and values [B, T, width] of each cross-attention, in key order."""
-        return [layer(tokens) for layer in self.ip_adapter.values()]
+    @property
+    def layers(self) -> list[Layer]:
+        """One an attention, in key order."""
+        return cast(list[Layer], list(self.ip_adapter.values()))
+
+    def key_values(
+        self, tokens: Tensor, embed: Callable[[Tensor], Tensor] = lambda tokens: tokens
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [B, T, width] of each layer, in key order; what a layer hands on of the tokens is all that
+        the next one sees of them.
+
+        Args:
+            tokens: the projector's output, [B, T, O].
+            embed: how the base embeds its text, [B, T, O] -> [B, T, width], where tokens go through that too (SD3).
+        """
+        tokens, pairs = embed(tokens), []
+        for layer in self.layers:
+            pairs.append(layer(tokens))
+            tokens = layer.handed_on(tokens)
+        return pairs
 
     def with_instruction(
         self, instruction_width: int, prompt_width: int | None = None, generator: torch.Generator | None = None

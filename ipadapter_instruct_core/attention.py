@@ -9,19 +9,19 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)  # `unflatten` takes longer to say the same
 
 
-def image_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of latent positions to adapter tokens.
+def image_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of positions to adapter tokens.
 
     torch's own attention rather than the host's chosen backend: some of those refuse 16 keys or our
     head sizes, or return wrong pictures for them.
 
     Args:
         queries: [B, P, H*d], as the base model projected them.
-        keys, values: [B, H, T, d], split beforehand. The adapter's weight is folded into the values,
-            which is exact since attention is linear in them, and saves a multiplication a layer.
+        keys, values: [B, H, T, d], split beforehand.
+        bias: [1, T], added to each key's logits.
 
     Returns:
         [B, P, H*d], to be added to the text attention's output.
     """
-    out = scaled_dot_product_attention(split_heads(queries, keys.shape[1]), keys, values)
+    out = scaled_dot_product_attention(split_heads(queries, keys.shape[1]), keys, values, attn_mask=bias)
     return out.transpose(1, 2).flatten(2)

@@ -152,10 +152,6 @@ def _refuse_foreign(name: str, state: Mapping[str, Tensor]) -> None:
             if piece in keys:
                 raise ValueError(f"{name} is {what}, not an adapter: load it with {loader}; here, {EXPECTED}.")
         raise ValueError(f"{name} is not an adapter: it lacks image_proj or ip_adapter weights; {EXPECTED}.")
-    if "norm_out_big.weight" in projector or any(key.endswith(".add_k_proj_ip.weight") for key in state):
-        raise ValueError(
-            f"{name} is the SD3 adapter, which this version does not run yet; choose the SD1.5 or the SDXL file."
-        )
     if any("perceiver_resampler" in key for key in projector) or "_lora." in keys:
         raise ValueError(f"{name} is an IPAdapter FaceID file, which reads face embeddings; {EXPECTED}.")
     if "latents" not in projector:

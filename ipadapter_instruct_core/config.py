@@ -14,7 +14,7 @@ _Choice = TypeVar("_Choice", bound=Enum)
 
 
 class Base(Enum):
-    """The diffusion model family that an adapter was trained on, told by the width of its tokens."""
+    """The diffusion model family that an adapter was trained on, told by its form and the width of its tokens."""
 
     SD15 = "sd15"
     SDXL = "sdxl"
@@ -33,7 +33,19 @@ class InstructionEncoder(Enum):
     OPEN_CLIP = "open_clip"
 
 
-BASE_OF_TOKEN_WIDTH = {768: Base.SD15, 2048: Base.SDXL, 4096: Base.SD3}
+class Form(Enum):
+    """How a layer of an adapter meets the attention that it adds to; `image_kv` has a class for each."""
+
+    CROSS = "cross"  # a UNet's cross-attention: latent positions attend to the tokens
+    JOINT = "joint"  # SD3's: all positions attend to the tokens and to what the attention made of the image's
+
+    @property
+    def first(self) -> int:
+        """The number of the first layer in a file; every second attention has one."""
+        return 0 if self is Form.JOINT else 1
+
+
+BASE_OF_TOKEN_WIDTH = {768: Base.SD15, 2048: Base.SDXL}
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,8 @@ class AdapterConfig:
 
     ``instruction_width`` is None for a plain IPAdapter+ file, ``prompt_width`` is None for the paper's
     projector (Fig. 3) and set for the released one, which reads the text prompt as well.
-    ``layers`` pairs each cross-attention's number in the file with its width, in key order.
+    ``layers`` pairs each attention's number in the file with its width, in key order. ``output_suffix`` ends the names
+    of the projector's last two layers, as SD3's files have them ("_big").
     """
 
     image_width: int = 1280
@@ -58,6 +71,8 @@ class AdapterConfig:
     layers: tuple[tuple[int, int], ...] = ()
     base: Base = Base.SD15
     instruction_encoder: InstructionEncoder = InstructionEncoder.CLIP_L
+    form: Form = Form.CROSS
+    output_suffix: str = ""
 
     @property
     def follows_instructions(self) -> bool:
@@ -92,9 +107,11 @@ class AdapterConfig:
             return wide // max(narrow, 1)
 
         _, token_count, width = shape("image_proj.latents", 3)
-        output_width = shape("image_proj.norm_out.weight", 1)[0]
+        suffix = "_big" if "image_proj.norm_out_big.weight" in state else ""
+        form = Form.JOINT if suffix or any(key.endswith(".add_k_proj_ip.weight") for key in state) else Form.CROSS
+        output_width = shape(f"image_proj.norm_out{suffix}.weight", 1)[0]
         instruction_width = input_width("image_proj.proj_new_input.weight")
-        numbers = _layer_numbers(state)
+        numbers = _layer_numbers(state, form)
         base = _known(Base, metadata.get("base"))
         encoder = _known(InstructionEncoder, metadata.get("instruction_encoder"))
         return cls(
@@ -109,16 +126,18 @@ class AdapterConfig:
             prompt_width=input_width("image_proj.proj_prompt_input.weight"),
             instruction_ff_mult=ff_mult("new_input_layers") if instruction_width else 2,
             layers=tuple((n, shape(f"ip_adapter.{n}.to_k_ip.weight")[0]) for n in numbers),
-            base=base or BASE_OF_TOKEN_WIDTH.get(output_width, Base.OTHER),
+            base=base or (Base.SD3 if form is Form.JOINT else BASE_OF_TOKEN_WIDTH.get(output_width, Base.OTHER)),
             instruction_encoder=encoder or encoder_of_width(instruction_width),
+            form=form,
+            output_suffix=suffix,
         )
 
 
-def _layer_numbers(state: Mapping[str, torch.Tensor]) -> list[int]:
-    """The numbers of the cross-attentions, 1, 3, 5 and so on: a gap is a layer that the file has lost."""
+def _layer_numbers(state: Mapping[str, torch.Tensor], form: Form) -> list[int]:
+    """The numbers of the layers, every second one: a gap is a layer that the file has lost."""
     found = _numbers(state, r"ip_adapter\.(\d{1,9})\.to_[kv]_ip\.weight$")
-    numbers = list(takewhile(found.__contains__, count(1, 2)))
-    if (lost := 2 * len(numbers) + 1) < max(found, default=0):
+    numbers = list(takewhile(found.__contains__, count(form.first, 2)))
+    if (lost := form.first + 2 * len(numbers)) < max(found, default=0):
         raise ValueError(f"the weight ip_adapter.{lost}.to_k_ip.weight is missing")
     return numbers
 

@@ -40,8 +40,8 @@ class Projector(nn.Module):
         if c.instruction_width is not None:
             self.proj_new_input = ops.Linear(c.instruction_width, c.width)
             self.new_input_layers = stack(c.instruction_ff_mult)
-        self.proj_out = ops.Linear(c.width, c.output_width)
-        self.norm_out = ops.LayerNorm(c.output_width)
+        self.add_module(f"proj_out{c.output_suffix}", ops.Linear(c.width, c.output_width))
+        self.add_module(f"norm_out{c.output_suffix}", ops.LayerNorm(c.output_width))
 
     def forward(self, image: Tensor, instruction: Tensor | None = None, prompt: Tensor | None = None) -> Tensor:
         """Adapter tokens of a batch of pictures.
@@ -69,7 +69,8 @@ class Projector(nn.Module):
             for source, (attention, feed) in zip(sources, layer, strict=True):
                 latents = latents + attention(source, latents)
                 latents = latents + feed(latents)
-        return self.norm_out(self.proj_out(latents))
+        project, norm = (self.get_submodule(f"{name}{self.config.output_suffix}") for name in ("proj_out", "norm_out"))
+        return norm(project(latents))
 
     def initialise_new_layers(self, generator: torch.Generator | None = None) -> None:
         """Start the layers that IPAdapter+ lacks as the paper does (Sec. 3.5): noise inside, zero at the end.

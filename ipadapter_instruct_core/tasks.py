@@ -54,10 +54,11 @@ PHRASES: dict[Task, tuple[str, ...]] = {
 EVERYTHING_ROW = "everything"
 
 SIMPLE_TASKS = frozenset({Task.EVERYTHING, Task.STYLE, Task.COLOUR, Task.FACE})
+SIMPLE_TASKS_ON_SD3 = SIMPLE_TASKS - {Task.FACE}
 LOOSE_TASKS = frozenset({Task.COMPOSITION, Task.POSE})  # 0.2 less weight: layout overpowers the prompt soonest
 STRONGLY_GUIDED_TASKS = frozenset({Task.COMPOSITION, Task.BACKGROUND, Task.OBJECT})
-# SDXL's released weights never saw these three.
-UNTRAINED_ON_SDXL = frozenset({Task.FOREGROUND, Task.BACKGROUND, Task.OBJECT})
+# The released weights of SDXL and SD3 never saw these three.
+UNTRAINED = dict.fromkeys((Base.SDXL, Base.SD3), frozenset({Task.FOREGROUND, Task.BACKGROUND, Task.OBJECT}))
 
 
 def phrase(task: Task, subject: str = "") -> str:
@@ -70,8 +71,11 @@ def defaults(task: Task, base: Base) -> TaskDefaults:
     """Reference weight and guidance of a task.
 
     The paper scales the adapter back by 20-40 % at inference (Sec. 3.5); the reference code's figures
-    are 0.8 on SD1.5 and SD3 and 0.9 on SDXL, 0.2 less for composition and pose.
+    are 0.8 on SD1.5 and SD3 and 0.9 on SDXL, 0.2 less for composition and pose on SD1.5 and SDXL.
     """
+    if base is Base.SD3:
+        simple = task in SIMPLE_TASKS_ON_SD3
+        return TaskDefaults(0.8, GuidanceMode.SIMPLE if simple else GuidanceMode.THREE_WAY, 6.0, 1.0)
     sdxl = base is Base.SDXL
     return TaskDefaults(
         weight=round((0.9 if sdxl else 0.8) - (0.2 if task in LOOSE_TASKS else 0.0), 2),

@@ -115,7 +115,7 @@ class ApplyAdapter(io.ComfyNode):
                 "The instruction was encoded for another adapter; connect the same Load IPAdapter-Instruct Model "
                 "to Encode Instruction and to Apply IPAdapter-Instruct."
             )
-        host_apply.matching_slots(model, adapter)  # before the picture is encoded: the cheap check first
+        host_apply.matching_sites(model, adapter)  # before the picture is encoded: the cheap check first
         if weight == 0.0:
             return io.NodeOutput(host_apply.without(model))
         task = defaults(instruction.task, adapter.config.base)

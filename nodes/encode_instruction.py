@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ipadapter_instruct_core.config import AdapterConfig, Base
 from ..ipadapter_instruct_core.guidance import Row
-from ..ipadapter_instruct_core.tasks import EVERYTHING_ROW, UNTRAINED_ON_SDXL, Task, phrase
+from ..ipadapter_instruct_core.tasks import EVERYTHING_ROW, UNTRAINED, Task, phrase
 from .host import log
 from .host.memory import HostedAdapter
 from .host.text import encode_text
@@ -101,8 +101,12 @@ class EncodeInstruction(io.ComfyNode):
             raise ValueError("No CLIP is connected (the checkpoint holds none); load one with Load CLIP.")
         chosen, config = Task(task), adapter.config
         wording = _wording(chosen, instruction, subject)
-        if config.base is Base.SDXL and chosen in UNTRAINED_ON_SDXL:
-            log.warning("The released SDXL weights were not trained on the task %r; the result may be weak.", task)
+        if chosen in UNTRAINED.get(config.base, ()):
+            log.warning(
+                "The released %s weights were not trained on the task %r; the result may be weak.",
+                config.base.label,
+                task,
+            )
         if config.base is Base.SDXL:
             negative_prompt = ""  # the SDXL weights were trained with an empty one
         return io.NodeOutput(

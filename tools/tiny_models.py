@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from . import tiny_sd3
 from .strided_weights import strided_weights
 from .tiny_adapter_shapes import key_value_shapes, projector_shapes
 from .tiny_shapes import (
@@ -41,6 +42,9 @@ TINY_NAMES = {
     "my_adapter.safetensors": "tiny-own.bin",
     "ip-adapter-plus_sd15.safetensors": "tiny-plus.bin",
     "open_clip_model.safetensors": "tiny-open-clip.bin",
+    "sd3_medium_incl_clips_t5xxlfp8.safetensors": "tiny-sd3.ckpt",
+    "sd3_controlnet_canny.safetensors": "tiny-sd3-canny.pth",
+    "ip-adapter-instruct-sd3.bin": "ip-adapter-instruct-sd3.bin",
 }
 # Quicker ones for tests: a UNet of one level with three cross-attentions, and adapters that fit it.
 MIN_CHECKPOINT = "tiny-sd15-min.ckpt"
@@ -69,6 +73,9 @@ def make_tiny_models(models: Path) -> Path:
     _save(adapters / TINY_NAMES["ip-adapter-instruct-sd15.bin"], adapter(FULL_UNET, seed=6))
     _save(adapters / MIN_ADAPTER, adapter(MIN_UNET, seed=7))
     _save(adapters / MIN_PAPER_ADAPTER, adapter(MIN_UNET, seed=8, prompt_layers=False))
+    _save(models / "checkpoints" / TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"], sd3_checkpoint(seed=13))
+    _save(models / "controlnet" / TINY_NAMES["sd3_controlnet_canny.safetensors"], tiny_sd3.controlnet(seed=14))
+    _save(adapters / TINY_NAMES["ip-adapter-instruct-sd3.bin"], tiny_sd3.adapter(seed=15))
     own = {"prompt_layers": False, "image": OPEN_CLIP_WIDTH}
     for seed, name, width in ((10, "my_adapter", OPEN_CLIP_WIDTH), (11, "ip-adapter-plus_sd15", None)):
         _save(adapters / TINY_NAMES[f"{name}.safetensors"], adapter(FULL_UNET, seed, **own, instruction=width))
@@ -91,16 +98,29 @@ def checkpoint(layout: UNetLayout, seed: int) -> dict[str, torch.Tensor]:
     """An SD1.5 checkpoint: UNet, CLIP-L and a TAESD."""
     unet = strided_weights(unet_shapes(layout), unet_gain, seed)
     _add_identity_path(unet, seed)
-    vae = strided_weights(taesd_shapes(), vae_gain, VAE_SEED)
-    vae |= {
-        "vae_scale": torch.tensor(LATENT_SCALE),
-        "vae_shift": torch.tensor(0.0),
+    return _whole(unet, "cond_stage_model.transformer.", taesd(4, LATENT_SCALE, 0.0))
+
+
+def sd3_checkpoint(seed: int, normed: bool = False) -> dict[str, torch.Tensor]:
+    """An SD3 checkpoint: transformer, CLIP-L alone of its three text encoders, and a TAESD of 16 channels; or, with
+    ``normed`` queries and keys, an SD3.5 one."""
+    vae = taesd(tiny_sd3.LATENT, tiny_sd3.LATENT_SCALE, tiny_sd3.LATENT_SHIFT)
+    return _whole(tiny_sd3.transformer(seed, normed), "text_encoders.clip_l.transformer.", vae)
+
+
+def taesd(latent: int, scale: float, shift: float) -> dict[str, torch.Tensor]:
+    return strided_weights(taesd_shapes(latent), vae_gain, VAE_SEED) | {
+        "vae_scale": torch.tensor(scale),
+        "vae_shift": torch.tensor(shift),
         "taesd_decoder.19.bias": torch.full((3,), 0.5),  # mid-grey
     }
+
+
+def _whole(network: dict, text_prefix: str, vae: dict) -> dict[str, torch.Tensor]:
     clip = strided_weights(clip_text_shapes(), clip_gain, CLIP_SEED)
     return {
-        **{f"model.diffusion_model.{key}": value for key, value in unet.items()},
-        **{f"cond_stage_model.transformer.{key}": value for key, value in clip.items()},
+        **{f"model.diffusion_model.{key}": value for key, value in network.items()},
+        **{f"{text_prefix}{key}": value for key, value in clip.items()},
         **{f"first_stage_model.{key}": value for key, value in vae.items()},
     }
 

@@ -39,11 +39,11 @@ MIN_UNET = UNetLayout(levels=(True,), blocks=1, middle=False)
 FULL_UNET = UNetLayout(levels=(True, True, True, False), blocks=2, middle=True)
 
 
-def _linear(name: str, out: int, inner: int, bias: bool = True) -> Shapes:
+def linear(name: str, out: int, inner: int, bias: bool = True) -> Shapes:
     return {f"{name}.weight": (out, inner), **({f"{name}.bias": (out,)} if bias else {})}
 
 
-def _conv(name: str, out: int, inner: int, size: int = 3, bias: bool = True) -> Shapes:
+def conv(name: str, out: int, inner: int, size: int = 3, bias: bool = True) -> Shapes:
     return {f"{name}.weight": (out, inner, size, size), **({f"{name}.bias": (out,)} if bias else {})}
 
 
@@ -54,20 +54,20 @@ def _norm(name: str, width: int) -> Shapes:
 def _residual_block(name: str, inner: int) -> Shapes:
     return {
         **_norm(f"{name}.in_layers.0", inner),
-        **_conv(f"{name}.in_layers.2", CHANNELS, inner),
-        **_linear(f"{name}.emb_layers.1", CHANNELS, TIME),
+        **conv(f"{name}.in_layers.2", CHANNELS, inner),
+        **linear(f"{name}.emb_layers.1", CHANNELS, TIME),
         **_norm(f"{name}.out_layers.0", CHANNELS),
-        **_conv(f"{name}.out_layers.3", CHANNELS, CHANNELS),
-        **(_conv(f"{name}.skip_connection", CHANNELS, inner, 1) if inner != CHANNELS else {}),
+        **conv(f"{name}.out_layers.3", CHANNELS, CHANNELS),
+        **(conv(f"{name}.skip_connection", CHANNELS, inner, 1) if inner != CHANNELS else {}),
     }
 
 
 def _attention(name: str, context: int) -> Shapes:
     return {
-        **_linear(f"{name}.to_q", CHANNELS, CHANNELS, bias=False),
-        **_linear(f"{name}.to_k", CHANNELS, context, bias=False),
-        **_linear(f"{name}.to_v", CHANNELS, context, bias=False),
-        **_linear(f"{name}.to_out.0", CHANNELS, CHANNELS),
+        **linear(f"{name}.to_q", CHANNELS, CHANNELS, bias=False),
+        **linear(f"{name}.to_k", CHANNELS, context, bias=False),
+        **linear(f"{name}.to_v", CHANNELS, context, bias=False),
+        **linear(f"{name}.to_out.0", CHANNELS, CHANNELS),
     }
 
 
@@ -75,22 +75,22 @@ def _transformer(name: str) -> Shapes:
     block = f"{name}.transformer_blocks.0"
     return {
         **_norm(f"{name}.norm", CHANNELS),
-        **_conv(f"{name}.proj_in", CHANNELS, CHANNELS, 1),
+        **conv(f"{name}.proj_in", CHANNELS, CHANNELS, 1),
         **_attention(f"{block}.attn1", CHANNELS),
         **_attention(f"{block}.attn2", TEXT),
-        **_linear(f"{block}.ff.net.0.proj", 8 * CHANNELS, CHANNELS),
-        **_linear(f"{block}.ff.net.2", CHANNELS, 4 * CHANNELS),
+        **linear(f"{block}.ff.net.0.proj", 8 * CHANNELS, CHANNELS),
+        **linear(f"{block}.ff.net.2", CHANNELS, 4 * CHANNELS),
         **_norm(f"{block}.norm1", CHANNELS),
         **_norm(f"{block}.norm2", CHANNELS),
         **_norm(f"{block}.norm3", CHANNELS),
-        **_conv(f"{name}.proj_out", CHANNELS, CHANNELS, 1),
+        **conv(f"{name}.proj_out", CHANNELS, CHANNELS, 1),
     }
 
 
 def _encoder_half(layout: UNetLayout) -> Shapes:
     """Time embedding, input blocks and middle block: what a UNet and a ControlNet have in common."""
-    shapes = {**_linear("time_embed.0", TIME, CHANNELS), **_linear("time_embed.2", TIME, TIME)}
-    shapes |= _conv("input_blocks.0.0", CHANNELS, 4)
+    shapes = {**linear("time_embed.0", TIME, CHANNELS), **linear("time_embed.2", TIME, TIME)}
+    shapes |= conv("input_blocks.0.0", CHANNELS, 4)
     index = 1
     for level, has_transformer in enumerate(layout.levels):
         for _ in range(layout.blocks):
@@ -98,7 +98,7 @@ def _encoder_half(layout: UNetLayout) -> Shapes:
             shapes |= _transformer(f"input_blocks.{index}.1") if has_transformer else {}
             index += 1
         if level < len(layout.levels) - 1:
-            shapes |= _conv(f"input_blocks.{index}.0.op", CHANNELS, CHANNELS)
+            shapes |= conv(f"input_blocks.{index}.0.op", CHANNELS, CHANNELS)
             index += 1
     if layout.middle:
         shapes |= _residual_block("middle_block.0", CHANNELS)
@@ -115,27 +115,27 @@ def unet_shapes(layout: UNetLayout) -> Shapes:
             shapes |= _residual_block(f"output_blocks.{index}.0", 2 * CHANNELS)
             shapes |= _transformer(f"output_blocks.{index}.1") if layout.levels[level] else {}
             if level > 0 and block == layout.blocks:
-                shapes |= _conv(f"output_blocks.{index}.{1 + layout.levels[level]}.conv", CHANNELS, CHANNELS)
+                shapes |= conv(f"output_blocks.{index}.{1 + layout.levels[level]}.conv", CHANNELS, CHANNELS)
             index += 1
-    return {**shapes, **_norm("out.0", CHANNELS), **_conv("out.2", 4, CHANNELS)}
+    return {**shapes, **_norm("out.0", CHANNELS), **conv("out.2", 4, CHANNELS)}
 
 
 def controlnet_shapes(layout: UNetLayout) -> Shapes:
     shapes = _encoder_half(layout)
     blocks = len(layout.levels) * (layout.blocks + 1)
     for index in range(blocks):
-        shapes |= _conv(f"zero_convs.{index}.0", CHANNELS, CHANNELS, 1)
+        shapes |= conv(f"zero_convs.{index}.0", CHANNELS, CHANNELS, 1)
     widths = (3, 16, 16, 32, 32, 96, 96, 256, CHANNELS)
     for index, (inner, out) in enumerate(pairwise(widths)):
-        shapes |= _conv(f"input_hint_block.{2 * index}", out, inner)
-    return {**shapes, **_conv("middle_block_out.0", CHANNELS, CHANNELS, 1)}
+        shapes |= conv(f"input_hint_block.{2 * index}", out, inner)
+    return {**shapes, **conv("middle_block_out.0", CHANNELS, CHANNELS, 1)}
 
 
 def _clip_layer(name: str, width: int) -> Shapes:
     shapes = {**_norm(f"{name}.layer_norm1", width), **_norm(f"{name}.layer_norm2", width)}
     for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        shapes |= _linear(f"{name}.self_attn.{projection}", width, width)
-    return {**shapes, **_linear(f"{name}.mlp.fc1", 4 * width, width), **_linear(f"{name}.mlp.fc2", width, 4 * width)}
+        shapes |= linear(f"{name}.self_attn.{projection}", width, width)
+    return {**shapes, **linear(f"{name}.mlp.fc1", 4 * width, width), **linear(f"{name}.mlp.fc2", width, 4 * width)}
 
 
 def clip_text_shapes() -> Shapes:
@@ -160,7 +160,7 @@ def clip_vision_shapes(width: int = 1280, layers: int = 32, projection: int = 10
     for index in range(layers):
         shapes |= _clip_layer(f"vision_model.encoder.layers.{index}", width)
     shapes |= _norm("vision_model.post_layernorm", width)
-    return {**shapes, **_linear("visual_projection", projection, width, bias=False)}
+    return {**shapes, **linear("visual_projection", projection, width, bias=False)}
 
 
 def open_clip_shapes(width: int, layers: int, size: int, patch: int) -> Shapes:
@@ -173,7 +173,7 @@ def open_clip_shapes(width: int, layers: int, size: int, patch: int) -> Shapes:
         "visual.class_embedding": (width,),
         "visual.positional_embedding": (patches + 1, width),
         "visual.proj": (width, width),
-        **_conv("visual.conv1", width, 3, patch, bias=False),
+        **conv("visual.conv1", width, 3, patch, bias=False),
     }
     for norm in ("visual.ln_pre", "visual.ln_post", "ln_final"):
         shapes |= _norm(norm, width)
@@ -182,16 +182,17 @@ def open_clip_shapes(width: int, layers: int, size: int, patch: int) -> Shapes:
             name = f"{tower}.resblocks.{index}"
             shapes |= {**_norm(f"{name}.ln_1", width), **_norm(f"{name}.ln_2", width)}
             shapes |= {f"{name}.attn.in_proj_weight": (3 * width, width), f"{name}.attn.in_proj_bias": (3 * width,)}
-            shapes |= _linear(f"{name}.attn.out_proj", width, width)
+            shapes |= linear(f"{name}.attn.out_proj", width, width)
             shapes |= {
-                **_linear(f"{name}.mlp.c_fc", 4 * width, width),
-                **_linear(f"{name}.mlp.c_proj", width, 4 * width),
+                **linear(f"{name}.mlp.c_fc", 4 * width, width),
+                **linear(f"{name}.mlp.c_proj", width, 4 * width),
             }
     return shapes
 
 
-def taesd_shapes() -> Shapes:
-    """A TAESD autoencoder, without its two scalars: convolutions of 64 channels, three halvings."""
+def taesd_shapes(latent: int = 4) -> Shapes:
+    """A TAESD autoencoder, without its two scalars: convolutions of 64 channels, three halvings, so many channels of
+    latents."""
     # Positions of the residual blocks and of the strided or upsampled convolutions in the two nn.Sequential.
     encoder = {"blocks": (1, 3, 4, 5, 7, 8, 9, 11, 12, 13), "resampling": (2, 6, 10)}
     decoder = {"blocks": (3, 4, 5, 8, 9, 10, 13, 14, 15, 18), "resampling": (7, 12, 17)}
@@ -199,8 +200,8 @@ def taesd_shapes() -> Shapes:
     for name, places in (("taesd_encoder", encoder), ("taesd_decoder", decoder)):
         for block in places["blocks"]:
             for layer in (0, 2, 4):
-                shapes |= _conv(f"{name}.{block}.conv.{layer}", 64, 64)
+                shapes |= conv(f"{name}.{block}.conv.{layer}", 64, 64)
         for place in places["resampling"]:
-            shapes |= _conv(f"{name}.{place}", 64, 64, bias=False)
-    shapes |= {**_conv("taesd_encoder.0", 64, 3), **_conv("taesd_encoder.14", 4, 64)}
-    return {**shapes, **_conv("taesd_decoder.1", 64, 4), **_conv("taesd_decoder.19", 3, 64)}
+            shapes |= conv(f"{name}.{place}", 64, 64, bias=False)
+    shapes |= {**conv("taesd_encoder.0", 64, 3), **conv("taesd_encoder.14", latent, 64)}
+    return {**shapes, **conv("taesd_decoder.1", 64, latent), **conv("taesd_decoder.19", 3, 64)}

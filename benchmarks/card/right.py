@@ -30,7 +30,7 @@ def vectors(part: Part) -> None:
 
     for case in PROJECTORS[:1] if part.small else PROJECTORS:
         found = read_reference_vectors(case)
-        weights = {key.replace("_big.", "."): value for key, value in found.weights().items()}  # SD3's names
+        weights = found.weights()
         exact = projector_error(found, weights, part.device, torch.float32)
         part.lines.add(Result(f"vectors: {case}, fp32", exact, "", LEAST))
         for name in HALVES[1:] if part.small else HALVES:

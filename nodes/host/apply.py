@@ -10,7 +10,8 @@ from ...ipadapter_instruct_core.config import AdapterConfig
 from .application import CHAIN, Application, Chain, ThreeWay
 from .memory import HostedAdapter
 from .sampling import call_model, evaluate_conds, start_run
-from .slots import AttentionSlot, CrossAttention, cross_attentions, install
+from .sites import Site, is_sd35, sites
+from .slots import Slot, install
 from .three_way import correct_guidance
 
 WRAPPERS = {
@@ -20,34 +21,38 @@ WRAPPERS = {
 }
 
 
-def matching_slots(model: ModelPatcher, adapter: HostedAdapter) -> list[CrossAttention]:
-    """The model's cross-attentions, one a layer of the adapter.
+def matching_sites(model: ModelPatcher, adapter: HostedAdapter) -> list[Site]:
+    """The model's sites, one a layer of the adapter.
 
     Raises:
         ValueError: the adapter was trained on another kind of model; the message names both.
     """
-    slots = cross_attentions(model.model.diffusion_model)
+    found = sites(model.model.diffusion_model)
     config: AdapterConfig = adapter.config
-    widths = [slot.width for slot in slots]
-    fits = widths == [width for _, width in config.layers] and all(
-        slot.text_width == config.output_width for slot in slots
-    )
-    if not fits:
-        kind = type(model.model.model_config).__name__
+    widths = [width for _, width in config.layers]
+    wanted = [(width, config.output_width, config.form) for width in widths]
+    kind = _kind(model)
+    if [(site.width, site.text_width, site.form) for site in found] != wanted or kind.startswith("SD3.5"):
         raise ValueError(
-            f"{adapter.name} is an adapter for {config.base.label} ({len(config.layers)} cross-attentions), but the "
-            f"connected model is {kind} ({len(slots)}); choose a checkpoint and an adapter of the same family."
+            f"{adapter.name} is an adapter for {config.base.label} ({len(widths)} attentions), but the connected "
+            f"model is {kind} ({len(found)}); choose a checkpoint and an adapter of the same family."
         )
-    return slots
+    return found
+
+
+def _kind(model: ModelPatcher) -> str:
+    """What a model is, in the host's words; it has one for SD3 and SD3.5."""
+    kind, network = type(model.model.model_config).__name__, model.model.diffusion_model
+    return "SD3.5" if hasattr(network, "joint_blocks") and is_sd35(network) else kind
 
 
 def apply(model: ModelPatcher, application: Application) -> ModelPatcher:
-    """A clone of the model with the application in every cross-attention."""
-    slots = matching_slots(model, application.adapter)
+    """A clone of the model with the application in every site."""
+    found = matching_sites(model, application.adapter)
     patched = model.clone()
     replacements = _own_replacements(patched)
     chain: Chain = patched.model_options["transformer_options"].get(CHAIN, Chain())
-    install(replacements, slots, len(chain.applications))
+    install(replacements, found, len(chain.applications))
     _set_chain(patched, chain.extended(application))
     for kind, wrapper in WRAPPERS.items():
         patched.remove_wrappers_with_key(kind, CHAIN)
@@ -89,19 +94,19 @@ def _set_chain(patched: ModelPatcher, chain: Chain) -> None:
         patched.model_options["disable_cfg1_optimization"] = True
 
 
-def _own_replacements(patched: ModelPatcher) -> dict:
-    """The clone's ``attn2`` replacements, in dictionaries of its own all the way down."""
+def _own_replacements(patched: ModelPatcher) -> dict[str, dict]:
+    """The clone's replacements, {group: {key: replacement}}, in dictionaries of its own all the way down."""
     options = patched.model_options.get("transformer_options", {}).copy()
     patched.model_options["transformer_options"] = options
-    options["patches_replace"] = options.get("patches_replace", {}).copy()
-    options["patches_replace"]["attn2"] = options["patches_replace"].get("attn2", {}).copy()
-    return options["patches_replace"]["attn2"]
+    groups = options.get("patches_replace", {}).items()
+    options["patches_replace"] = {group: replacements.copy() for group, replacements in groups}
+    return options["patches_replace"]
 
 
 def renew_slots(original: ModelPatcher, clone: ModelPatcher) -> None:
     """After the host cloned a MODEL: the clone gets slots of its own, so that a later pack's ``add`` on it
     never reaches the original, on hosts that share patch objects between clones too."""
-    replacements = _own_replacements(clone)
-    for key, replacement in replacements.items():
-        if isinstance(replacement, AttentionSlot):
-            replacements[key] = replacement.copy()
+    for replacements in _own_replacements(clone).values():
+        for key, replacement in replacements.items():
+            if isinstance(replacement, Slot):
+                replacements[key] = replacement.copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from ...ipadapter_instruct_core.attention import split_heads
 from ...ipadapter_instruct_core.guidance import Row
+from ...ipadapter_instruct_core.image_kv import Layer
 from . import log
 from .application import Application
 
@@ -20,7 +21,21 @@ if TYPE_CHECKING:
 NEGATIVE = 1  # the place of the negative among the host's lists, by which other packs know it
 HALVINGS = 4  # how often a UNet halves its latent at most; masks are made for each size beforehand
 
-LayerPairs = list[tuple[Tensor, Tensor]]
+
+class Acting(NamedTuple):
+    """What the slots need of an application that acts.
+
+    Attributes:
+        layers: of the adapter, one a site.
+        key_values: of each, [B, H, T, d] for every row of the batch.
+        bias: [1, T], of each token's logits, or None.
+        weight: [1, 1, 1].
+    """
+
+    layers: list[Layer]
+    key_values: list[tuple[Tensor, Tensor]]
+    bias: Tensor | None
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,8 @@ class ModelCall:
     stays as it is when a weight or a picture changes.
 
     Attributes:
-        key_values: at the place of each application in the chain, the keys and values [B, H, T, d] of every layer for
-            every row of the batch; None for one that does not act.
+        acting: at the place of each application in the chain; None for one that does not act.
+        halved: height and width of the latent after one halving, as a transformer's patches have it.
     """
 
     def __init__(
@@ -66,14 +81,15 @@ class ModelCall:
                 "A model wrapper changed the batch (%d rows of %d), so the adapter is off in it.", len(x), len(cells)
             )
         acting = [a if fits and a in active else None for a in run.chain.applications]
-        self.key_values = [None if a is None else self._key_values(a) for a in acting]
+        self.acting = [None if a is None else self._prepared(a) for a in acting]
         self._pictures = [None if a is None or a.mask is None else a.mask for a in acting]
-        self._masks: list[dict[tuple[int, ...], Tensor]] = [{} for _ in acting]
+        self._gains: list[dict[tuple, Tensor]] = [{} for _ in acting]
         size = tuple(x.shape[-2:])
+        self.halved = tuple((length + 1) // 2 for length in size)
         for _ in range(HALVINGS):
             for place, picture in enumerate(self._pictures):
                 if picture is not None:
-                    self._masks[place][size] = self._mask(picture, size)
+                    self._gains[place][size, size[0] * size[1]] = self._mask(place, size)
             size = tuple((length + 1) // 2 for length in size)
         if self.repeats > 1 and any(picture is not None for picture in self._pictures):
             run.warn("A tiling model wrapper hides where its tiles lie, so the mask is put over each tile whole.")
@@ -103,20 +119,22 @@ class ModelCall:
         shown = zip(self.cells, self.shown, strict=True)
         return options | {"cond_or_uncond": [stand_for.get(cell.row, i) for cell, i in shown]}
 
-    def mask(self, place: int, size: tuple[int, ...]) -> Tensor | None:
-        """The mask of an application at a layer's resolution, [B, P, 1], or None."""
-        picture = self._pictures[place]
-        if picture is None:
-            return None
-        masks = self._masks[place]
-        found = masks.get(size)
-        if found is None:  # another pack scales the latent inside the model
-            found = self._mask(picture, size)
+    def gain(self, place: int, size: tuple[int, ...], positions: int) -> Tensor:
+        """What the addition of an application is multiplied with: its weight [1, 1, 1], or times its mask at a site's
+        resolution [B, positions, 1]. Positions of text, which stand before the picture's, have the mask's mean."""
+        if self._pictures[place] is None:
+            return self.acting[place].weight
+        gains = self._gains[place]
+        found = gains.get((size, positions))
+        if found is None:  # another pack scales the latent inside the model, or text is there too
+            mask = self._mask(place, size)
+            text = mask.mean(1, keepdim=True).expand(-1, positions - mask.shape[1], -1)
+            found = torch.cat([text, mask], dim=1)
             if not torch.compiler.is_compiling():
-                masks[size] = found
+                gains[size, positions] = found
         return found
 
-    def repeated(self, tensors: tuple[Tensor | None, ...], rows: int, shown: list[int]) -> list[Tensor | None] | None:
+    def repeated(self, tensors: tuple[Tensor, ...], rows: int, shown: list[int]) -> list[Tensor] | None:
         """Tensors of this batch for a slot that is asked with more ``rows`` than the batch has, as regional prompts do:
         a patch before the slot has repeated some. None, and the adapter off, where it cannot be told which."""
         times = self._times(rows, shown)
@@ -124,7 +142,7 @@ class ModelCall:
             self.run.lost = True
             self.run.warn("Another patch changed the rows inside the model, so the adapter is off where it does.")
             return None
-        return [None if each is None else _repeat(each, times) for each in tensors]
+        return [each if len(each) != self.batch else _repeat(each, times) for each in tensors]
 
     def _times(self, rows: int, shown: list[int]) -> list[int] | None:
         """How often each row stands there."""
@@ -141,22 +159,26 @@ class ModelCall:
                 times = [wanted // len(times)] * len(times)
         return times if min(times) > 0 and sum(times) * self.batch == rows * len(times) and self.repeats == 1 else None
 
-    def _key_values(self, application: Application) -> LayerPairs:
-        rows = self.run.key_values[application]
-        layers = zip(*(rows[cell.row] for cell in self.cells), strict=True)
-        return [
-            tuple(split_heads(self._deal(list(each)), heads).contiguous() for each in zip(*pairs, strict=True))
-            for pairs, heads in zip(layers, self.run.heads, strict=True)
+    def _prepared(self, application: Application) -> Acting:
+        prepared = self.run.prepared[application]
+        layers = zip(*(prepared.key_values[cell.row] for cell in self.cells), strict=True)
+        key_values = [
+            tuple(split_heads(self._deal(list(each)), site.heads).contiguous() for each in zip(*pairs, strict=True))
+            for pairs, site in zip(layers, prepared.sites, strict=True)
         ]
+        bias = None if prepared.bias is None else prepared.bias.to(self.device, self.dtype)
+        weight = torch.full((1, 1, 1), application.weight, device=self.device, dtype=self.dtype)
+        return Acting(prepared.layers, key_values, bias, weight)
 
     def _deal(self, rows: list[Tensor]) -> Tensor:
         """One [N, X, Y] a row -> [B, X, Y] of the batch, where the model is: N dealt out to the latents in turn."""
         stacked = torch.cat([row[[i % len(row) for i in self.indices]] for row in rows])
         return stacked.repeat(self.repeats, 1, 1).to(self.device, self.dtype)
 
-    def _mask(self, picture: Tensor, size: tuple[int, ...]) -> Tensor:
-        rows = [_mask_of(picture, cell.area, self.run.latent_size, size) for cell in self.cells]
-        return self._deal([row.flatten(1).unsqueeze(-1) for row in rows])
+    def _mask(self, place: int, size: tuple[int, ...]) -> Tensor:
+        """An application's mask times its weight, [B, P, 1]."""
+        rows = [_mask_of(self._pictures[place], cell.area, self.run.latent_size, size) for cell in self.cells]
+        return self._deal([row.flatten(1).unsqueeze(-1) for row in rows]) * self.acting[place].weight
 
 
 def _repeat(tensor: Tensor, times: list[int]) -> Tensor:

@@ -103,4 +103,4 @@ def _holds_resampler(path: str, mtime: int, size: int) -> bool:
     except Exception:  # a damaged or foreign file is simply not offered
         return False
     faceid = any("_lora." in key or "perceiver_resampler" in key for key in keys)
-    return "image_proj.latents" in keys and "image_proj.norm_out_big.weight" not in keys and not faceid
+    return "image_proj.latents" in keys and not faceid

@@ -9,7 +9,7 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 
 from .application import CHAIN
-from .slots import AttentionSlot, shares_rows
+from .slots import Slot, shares_rows
 
 # The host's own patches that treat every row alike: they may meet the rows that we add.
 ROW_BY_ROW = ("nodes_freelunch", "nodes_hypertile", "nodes_model_downscale", "nodes_tomesd")
@@ -49,7 +49,7 @@ def _module(patch: Any) -> str:
 
 
 def _is_ours(replacement: Any) -> bool:
-    return isinstance(replacement, AttentionSlot) and (
+    return isinstance(replacement, Slot) and (
         replacement.previous is None or _is_ours(replacement.previous) or shares_rows(replacement.previous)
     )
 

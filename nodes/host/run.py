@@ -16,8 +16,7 @@ from ...ipadapter_instruct_core.guidance import Row
 from . import log
 from .application import Application, Chain, ThreeWay
 from .call import Cell, ModelCall
-from .memory import module_dtype
-from .slots import cross_attentions
+from .prepared import Prepared, prepare
 
 RUN = "ipadapter_instruct_run"
 # Guiders' names of the lists whose rows carry the picture; every other list counts as negative.
@@ -157,27 +156,11 @@ class SamplingRun:
         return self.chain.scales(active) if self.three_way else None
 
     @cached_property
-    def heads(self) -> list[int]:
-        """Of every layer."""
-        return [slot.heads for slot in cross_attentions(self.guider.model_patcher.model.diffusion_model)]
-
-    @cached_property
-    def key_values(self) -> dict[Application, dict[Row, list[tuple[Tensor, Tensor]]]]:
-        """Of each application and row, the keys and (weighted) values [N, T, width] of every layer.
-
-        Computed once a run, in one batch of rows, where the host has put the adapter's weights.
-        """
+    def prepared(self) -> dict[Application, Prepared]:
+        """What is made of each application once a run."""
         rows = [Row.FULL, Row.UNCOND, *(ADDED if self.three_way else ())]
-        prepared = {}
-        for application in self.chain.applications:
-            adapter = application.adapter
-            tokens = [self.chain.tokens(application, row) for row in rows]
-            batch = torch.cat(tokens).to(adapter.patcher.load_device, module_dtype(adapter.adapter))
-            layers = adapter.adapter.key_values(batch)
-            counts = [len(t) for t in tokens]
-            split = [(k.split(counts), (v * application.weight).split(counts)) for k, v in layers]
-            prepared[application] = {row: [(k[i], v[i]) for k, v in split] for i, row in enumerate(rows)}
-        return prepared
+        tokens = {a: {row: self.chain.tokens(a, row) for row in rows} for a in self.chain.applications}
+        return {a: prepare(a.adapter, tokens[a], self.guider.model_patcher) for a in self.chain.applications}
 
     def call(self, options: dict[str, Any], x: Tensor, dtype: torch.dtype, active: frozenset[Application]) -> ModelCall:
         """The prepared model call for these rows: the same object whenever the same rows come again."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .application import CHAIN, Application
 from .run import RUN, SamplingRun
+from .sites import compute_dtype
 from .slots import CALL
 from .three_way import evaluate_three_way
 
@@ -59,8 +60,7 @@ def call_model(
     """Around the model: tells the slots which rows this batch holds."""
     run: SamplingRun | None = transformer_options.get(RUN)
     if run is not None:
-        model = executor.class_obj
-        dtype = model.manual_cast_dtype or model.get_dtype()
+        dtype = compute_dtype(executor.class_obj)
         active: frozenset[Application] = transformer_options.get(ACTIVE, frozenset(run.chain.applications))
         transformer_options = transformer_options | {CALL: run.call(transformer_options, x, dtype, active)}
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

@@ -1,65 +1,82 @@
-"""The cross-attentions of a MODEL, and the replacement that sits in each of them.
+"""What sits in a MODEL's sites while a picture is sampled.
 
-The host keeps one replacement a cross-attention. Another pack's may sit there before ours (we call it,
-and add to what it returns) or come after (it wraps ours, or hands ours a callback with ``add``).
+The host keeps one replacement a site. Another pack's may sit there before ours (we call it, and add to what it returns)
+or come after (it wraps ours, or, in a UNet, hands ours a callback with ``add``).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from comfy.ldm.modules import attention as host_attention
 from torch import Tensor
 
-from ...ipadapter_instruct_core.attention import image_attention
 from . import log
+from .sites import Site
 
 CALL = "ipadapter_instruct_call"  # where `sampling` leaves the current model call for the slots
+OVERRIDE = "optimized_attention_override"  # where the host looks for a stand-in of its attention
 
-SlotKey = tuple[str, int] | tuple[str, int, int]
-Replacement = Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor]
-
-
-@dataclass(frozen=True)
-class CrossAttention:
-    """One text cross-attention of the host's UNet: its place in ``attn2``, widths of its own and of the text, heads."""
-
-    block: tuple[str, int]
-    index: int
-    width: int
-    text_width: int
-    heads: int
-    alone: bool
-
-    def key(self, replacements: dict) -> SlotKey:
-        """The key to patch: the block's, as other packs use it for one-layer transformers, unless the
-        layer's own key is taken, which the host looks up first."""
-        own = (*self.block, self.index)
-        return own if own in replacements or not self.alone else self.block
+Replacement = Callable[..., Any]
 
 
-def cross_attentions(diffusion_model: Any) -> list[CrossAttention]:
-    """A UNet's text cross-attentions in the order of the adapter files' keys: down, up, middle.
+class Slot:
+    """One site: what was there before, plus what each application adds to its attention.
 
-    Empty for models that are not UNets. The middle block is ``("middle", 0)``; the ``("middle", 1)`` that
-    is seen elsewhere is never called.
+    Holds no weights and no state of a run: its layer, and the places in the chain of the applications that it serves.
+    Those are numbers, since a compiler that meets an object as a key gives up on the graph. Each clone of a MODEL gets
+    its own copies (see `apply.renew_slots`).
     """
-    if not hasattr(diffusion_model, "input_blocks"):
-        return []
-    stages = [("input", i, block) for i, block in enumerate(diffusion_model.input_blocks)]
-    stages += [("output", i, block) for i, block in enumerate(diffusion_model.output_blocks)]
-    if getattr(diffusion_model, "middle_block", None) is not None:
-        stages.append(("middle", 0, diffusion_model.middle_block))
-    found = []
-    for name, number, block in stages:
-        for module in block:
-            layers = getattr(module, "transformer_blocks", [])
-            for index, layer in enumerate(layers):
-                attention = getattr(layer, "attn2", None)
-                if attention is not None:
-                    widths = attention.to_q.out_features, attention.to_k.in_features
-                    found.append(CrossAttention((name, number), index, *widths, attention.heads, len(layers) == 1))
-    return found
+
+    def __init__(self, layer: int, places: tuple[int, ...], previous: Replacement | None = None) -> None:
+        self.layer = layer
+        self.places = places
+        self.previous = previous
+
+    def _with_images(
+        self, out: Tensor, q: Tensor, image: slice, size: tuple[int, ...], call: Any, options: dict[str, Any]
+    ) -> Tensor:
+        """A site's attention with what the applications add to it, each of them made of the attention alone.
+
+        Args:
+            out: [B, P, H*d], before the site's output projection.
+            q: [B, P, H*d].
+            image: which positions are the picture's, from top left to bottom right.
+            size: height and width of the picture in them.
+            options: the host's, for the rows that it says there are.
+        """
+        total = out
+        for place in self.places:
+            acting = call.acting[place]
+            if acting is None:
+                continue
+            gain = call.gain(place, size, q.shape[1])
+            tensors = (*acting.key_values[self.layer], gain)
+            if len(q) != call.batch:
+                tensors = call.repeated(tensors, len(q), options["cond_or_uncond"])
+                if tensors is None:
+                    continue
+            keys, values, gain = (each.to(q.device, q.dtype) for each in tensors)
+            bias = None if acting.bias is None else acting.bias.to(q.device, q.dtype)
+            addition = acting.layers[self.layer].addition(q, out, keys, values, image, bias)
+            total = torch.addcmul(total, addition, gain)
+        return total
+
+    def with_application(self, place: int) -> Slot:
+        slot = self.copy()
+        slot.places = (*self.places, place)
+        return slot
+
+    def copy(self) -> Slot:
+        return type(self)(self.layer, self.places, self.previous)
+
+    def to(self, *args: Any, **kwargs: Any) -> Slot:
+        return self  # called with the weights' precision, fp8 included, which means nothing here
+
+    def __deepcopy__(self, memo: dict) -> Slot:
+        return self
 
 
 def text_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
@@ -74,26 +91,13 @@ def text_attention(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any
     )
 
 
-class AttentionSlot:
-    """Decoupled cross-attention of one layer: what was there before, plus each application's image attention.
+class AttentionSlot(Slot):
+    """Decoupled cross-attention of one layer of a UNet.
 
-    Holds no weights and no state of a run: its layer, and the places in the chain of the applications that it serves.
-    Those are numbers, since a compiler that meets an object as a key gives up on the graph. It only changes through
-    `add`, the popular pack's way to share a slot; each clone of a MODEL gets its own copies (see `apply.renew_slots`),
-    so a cached one never does.
+    Changes through `add`, the popular pack's way to share a slot, and through nothing else.
     """
 
-    def __init__(
-        self,
-        layer: int,
-        places: tuple[int, ...],
-        previous: Replacement | None = None,
-        followers: tuple[tuple[Callable, dict], ...] = (),
-    ) -> None:
-        self.layer = layer
-        self.places = places
-        self.previous = previous
-        self.followers = followers
+    followers: tuple[tuple[Callable, dict], ...] = ()
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
         call = extra_options.get(CALL)
@@ -101,33 +105,17 @@ class AttentionSlot:
         others = call.options_for_others(extra_options) if sharing and call is not None else extra_options
         out = text_attention(q, k, v, extra_options) if self.previous is None else self.previous(q, k, v, others)
         if call is not None:
-            for place in self.places:
-                image = self._image(place, q, extra_options, call)
-                out = out if image is None else out + image
+            size = tuple(extra_options["activations_shape"][-2:])
+            out = self._with_images(out, q, slice(None), size, call, extra_options)
         for callback, options in self.followers:
             if _in_range(options, extra_options):
                 out = out + callback(out, q, k, v, others, **options)
         return out
 
-    def _image(self, place: int, q: Tensor, extra_options: dict[str, Any], call: Any) -> Tensor | None:
-        """What the application at a place of the chain adds; None where it does not act."""
-        layers = call.key_values[place]
-        if layers is None:
-            return None
-        tensors = (*layers[self.layer], call.mask(place, tuple(extra_options["activations_shape"][-2:])))
-        if len(q) != call.batch:
-            tensors = call.repeated(tensors, len(q), extra_options["cond_or_uncond"])
-            if tensors is None:
-                return None
-        keys, values, mask = (None if each is None else each.to(q.device, q.dtype) for each in tensors)
-        image = image_attention(q, keys, values)
-        return image if mask is None else image * mask
-
-    def with_application(self, place: int) -> "AttentionSlot":
-        return AttentionSlot(self.layer, (*self.places, place), self.previous, self.followers)
-
-    def copy(self) -> "AttentionSlot":
-        return AttentionSlot(self.layer, self.places, self.previous, self.followers)
+    def copy(self) -> AttentionSlot:
+        slot = AttentionSlot(self.layer, self.places, self.previous)
+        slot.followers = self.followers
+        return slot
 
     def add(self, callback: Callable, **options: Any) -> None:
         """Called by later packs of the popular pack's family: their image attention is added to ours."""
@@ -140,11 +128,35 @@ class AttentionSlot:
             "apply that pack first, and IPAdapter-Instruct after it."
         )
 
-    def to(self, *args: Any, **kwargs: Any) -> "AttentionSlot":
-        return self  # called with the weights' precision, fp8 included, which means nothing here
 
-    def __deepcopy__(self, memo: dict) -> "AttentionSlot":
-        return self
+class JointSlot(Slot):
+    """A block of SD3's transformer: the host runs it, and asks us in place of its attention."""
+
+    def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        options = args["transformer_options"]
+        call = options.get(CALL)
+        run = extra["original_block"] if self.previous is None else lambda args: self.previous(args, extra)
+        if call is None or all(call.acting[place] is None for place in self.places):
+            return run(args)
+        before, met = options.get(OVERRIDE), []
+        image = slice(args["txt"].shape[1], args["txt"].shape[1] + args["img"].shape[1])  # the host puts text first
+
+        def attend(func: Callable, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> Tensor:
+            out = func(q, k, v, *rest, **named) if before is None else before(func, q, k, v, *rest, **named)
+            if q.ndim != 3 or q.shape[1] != image.stop:  # SD3.5's second attention is of the picture alone
+                return out
+            met.append(True)
+            return self._with_images(out, q, image, call.halved, call, options)
+
+        out = run(args | {"transformer_options": options | {OVERRIDE: attend}})
+        if not met:
+            call.run.warn(
+                "Another patch computes this model's attention by itself, so the adapter is off where it does."
+            )
+        return out
+
+
+SLOTS: dict[str, type[Slot]] = {"attn2": AttentionSlot, "dit": JointSlot}
 
 
 def shares_rows(replacement: Any) -> bool:
@@ -161,15 +173,17 @@ def _in_range(options: dict, extra_options: dict[str, Any]) -> bool:
     return options.get("sigma_end", 0.0) <= sigma <= options["sigma_start"]
 
 
-def install(replacements: dict, slots: list[CrossAttention], place: int) -> None:
-    """Put the application at a place of the chain into a clone's ``attn2`` replacements, beside whatever is there."""
-    for layer, slot in enumerate(slots):
-        key = slot.key(replacements)
+def install(replacements: dict[str, dict], sites: list[Site], place: int) -> None:
+    """Put the application at a place of the chain into a clone's replacements, {group: {key: replacement}}, beside
+    whatever is there."""
+    for layer, site in enumerate(sites):
+        group = replacements.setdefault(site.group, {})
+        key = site.key(group)
         # A key of the whole block also serves a layer that has none of its own.
-        existing = replacements.get(key, replacements.get(slot.block))
-        if isinstance(existing, AttentionSlot) and existing.layer == layer:
-            replacements[key] = existing.with_application(place)
+        existing = group.get(key, group.get(site.block))
+        if isinstance(existing, Slot) and existing.layer == layer:
+            group[key] = existing.with_application(place)
         else:
             if existing is not None:
                 log.debug("Slot %s is shared with %s", key, type(existing).__name__)
-            replacements[key] = AttentionSlot(layer, (place,), existing)
+            group[key] = SLOTS[site.group](layer, (place,), existing)

@@ -50,6 +50,11 @@ def read_reference_vectors(name: str) -> ReferenceVectors:
         return ReferenceVectors(name, {key: file.get_tensor(key) for key in names}, file.metadata())
 
 
+def names(pattern: str, *known: str) -> list[str]:
+    """Files that must be there, and whatever others the folder holds that fit the pattern."""
+    return [*known, *sorted({path.stem for path in FOLDER.glob(f"{pattern}.safetensors")} - set(known))]
+
+
 def rebuild_weights(salt: str, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
     """Weights of a {key: shape} table, each drawn from a generator that its key and the salt seed."""
     return {key: _weight(salt, key, list(shape)) for key, shape in shapes.items()}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from ipadapter_instruct_core.adapter import Adapter
-from ipadapter_instruct_core.config import AdapterConfig, Base, InstructionEncoder
+from ipadapter_instruct_core.config import AdapterConfig, Base, Form, InstructionEncoder
 
 # Sizes that are unlike one another, so that a mix-up of two of them cannot go unseen.
 RELEASED = AdapterConfig(
@@ -26,6 +26,7 @@ RELEASED = AdapterConfig(
 )
 PAPER = replace(RELEASED, prompt_width=None)
 PLUS = replace(RELEASED, prompt_width=None, instruction_width=None, instruction_encoder=InstructionEncoder.CLIP_L)
+JOINT = replace(RELEASED, layers=((0, 64), (2, 64), (4, 64)), base=Base.SD3, form=Form.JOINT, output_suffix="_big")
 
 
 def random_adapter(config: AdapterConfig, seed: int = 0) -> Adapter:

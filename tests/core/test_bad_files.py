@@ -252,20 +252,6 @@ def test_another_ip_adapter_is_named(tmp_path: Path, kind: str) -> None:
     assert what in message and "choose an IPAdapter-Instruct file" in message
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
-def test_the_sd3_adapter_is_recognised(tmp_path: Path, suffix: str) -> None:
-    projector = {"latents": torch.zeros(1, 16, 1280), **linear("proj_in", "proj_out_big", "norm_out_big")}
-    layers = linear("0.to_k_ip", "0.to_v_ip", "0.add_k_proj_ip", "0.add_v_proj_ip", "0.proj_ip")
-    path = tmp_path / f"ip-adapter-instruct-sd3{suffix}"
-    if suffix == ".bin":
-        torch.save(groups(projector, layers), path)
-    else:
-        nested = groups(projector, layers).items()
-        save_file({f"{group}.{key}": value for group, weights in nested for key, value in weights.items()}, path)
-    message = refusal(path)
-    assert "SD3 adapter" in message and "does not run yet" in message and "choose the SD1.5 or the SDXL file" in message
-
-
 # Adapters with something wrong inside (missing and unexpected weights: test_checkpoint.py).
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ipadapter_instruct_core.adapter import Adapter
-from ipadapter_instruct_core.config import InstructionEncoder
+from ipadapter_instruct_core.config import Form, InstructionEncoder
 from ipadapter_instruct_core.projector import NEW_LAYER_SIGMA
 from torch import Tensor
 
@@ -86,5 +86,7 @@ def test_every_source_is_read(released: Adapter, sources: dict[str, Tensor], nam
 def test_tokens_and_keys_have_the_stated_shapes(any_adapter: Adapter, sources: dict[str, Tensor]) -> None:
     tokens = any_adapter.image_proj(**sources)
     assert tokens.shape == (3, 5, 56)
-    pairs = any_adapter.key_values(tokens)
-    assert [(key.shape, value.shape) for key, value in pairs] == [((3, 5, w), (3, 5, w)) for w in (64, 128, 192)]
+    embed = torch.nn.Linear(56, 64) if any_adapter.config.form is Form.JOINT else torch.nn.Identity()
+    pairs = any_adapter.key_values(tokens, embed)
+    shapes = [(3, 5, width) for _, width in any_adapter.config.layers]
+    assert [(key.shape, value.shape) for key, value in pairs] == list(zip(shapes, shapes, strict=True))

@@ -26,6 +26,7 @@ host_apply = importlib.import_module(f"{inside.PACK}.nodes.host.apply")
 host_memory = importlib.import_module(f"{inside.PACK}.nodes.host.memory")
 run_module = importlib.import_module(f"{inside.PACK}.nodes.host.run")
 sampling = importlib.import_module(f"{inside.PACK}.nodes.host.sampling")
+sites = importlib.import_module(f"{inside.PACK}.nodes.host.sites")
 slots = importlib.import_module(f"{inside.PACK}.nodes.host.slots")
 guidance = importlib.import_module(f"{inside.PACK}.ipadapter_instruct_core.guidance")
 core_adapter = importlib.import_module(f"{inside.PACK}.ipadapter_instruct_core.adapter")
@@ -47,6 +48,13 @@ def tokens(seed: int, count: int = 1, width: int = 768) -> dict[Any, Tensor]:
 
 class Bench:
     """A tiny checkpoint with its text encoder and an adapter that fits, in the host's own classes."""
+
+    channels = 4
+    sigma = 3.0  # at which it is looked at by default
+
+    def noisy(self, x: Tensor, sigma: float) -> Tensor:
+        """A latent of a deviation of one as the model gets it."""
+        return x * (1 + sigma**2) ** 0.5
 
     def __init__(self, models: Path, checkpoint: str, adapter: str, dtype: torch.dtype | None = None) -> None:
         """``dtype`` is the UNet's; by default the host decides."""
@@ -81,21 +89,21 @@ class Bench:
         guider.set_cfg(cfg)
         return guider
 
-    def denoised(self, guider: Any, x: Tensor | None = None, sigma: float = 3.0, calls: int = 1) -> Tensor:
+    def denoised(self, guider: Any, x: Tensor | None = None, sigma: float | None = None, calls: int = 1) -> Tensor:
         """What a guider says of one latent at one noise level: the denoised latent, through a whole sampling run."""
-        x = random(1, 4, 8, 8) if x is None else x
+        x = random(1, self.channels, 8, 8) if x is None else x
+        level = self.sigma if sigma is None else sigma
         seen: list[Tensor] = []
 
         def one_step(
             model: Any, noise: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: Any
         ) -> Tensor:
             for _ in range(calls):
-                noisy = x.to(noise) * (1 + sigma**2) ** 0.5
-                seen.append(model(noisy, sigmas[:1].expand(len(x)), **extra_args))
+                seen.append(model(self.noisy(x.to(noise), level), sigmas[:1].expand(len(x)), **extra_args))
             return noise
 
         # As many noise levels as latents (at least two): all that 0.3.75's context windows can tell apart.
-        sigmas = torch.tensor([sigma] * max(len(x) - 1, 1) + [0.0])
+        sigmas = torch.tensor([level] * max(len(x) - 1, 1) + [0.0])
         noise = torch.zeros_like(x)
         guider.sample(noise, noise, comfy.samplers.KSAMPLER(one_step), sigmas, disable_pbar=True, seed=0)
         return seen[-1]
@@ -125,6 +133,16 @@ class Bench:
             + cfg * (everything - image)
             + scales.image_scale * (image - uncond)
         )
+
+
+class Sd3Bench(Bench):
+    """A flow: what the model gets is the latent with its noise, of a deviation of one at every level."""
+
+    channels = 16
+    sigma = 0.7
+
+    def noisy(self, x: Tensor, sigma: float) -> Tensor:
+        return x
 
 
 def assert_same(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:

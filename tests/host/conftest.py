@@ -10,7 +10,7 @@ from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
 
 inside.start()
 
-from bench import Bench  # noqa: E402
+from bench import Bench, Sd3Bench  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,13 @@ def full_bench(tiny_models: Path) -> Bench:
     """SD1.5's very blocks, with sixteen."""
     checkpoint = TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"]
     return Bench(tiny_models, checkpoint, TINY_NAMES["ip-adapter-instruct-sd15.bin"])
+
+
+@pytest.fixture(scope="module")
+def sd3_bench(tiny_models: Path) -> Sd3Bench:
+    """SD3 of four blocks, with two joint attentions that the adapter adds to."""
+    checkpoint = TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"]
+    return Sd3Bench(tiny_models, checkpoint, TINY_NAMES["ip-adapter-instruct-sd3.bin"], torch.float32)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import comfy.ldm.modules.diffusionmodules.openaimodel as host_unet
 import comfy.ops
 import torch
-from bench import Application, Chain, Row, core_adapter, core_config, host_memory, run_module, slots
+from bench import Application, Chain, Row, core_adapter, core_config, host_memory, run_module, sites, slots
 from reference_vectors import read_reference_vectors, rebuild_weights, relative_error
 
 
@@ -25,11 +25,11 @@ def unet_errors(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     def noise(options: dict) -> torch.Tensor:
         return unet(inputs["latents"], timesteps, context=inputs["context"], transformer_options=options)
 
-    replacements: dict = {}
-    slots.install(replacements, slots.cross_attentions(unet), place=0)
+    replacements: dict[str, dict] = {}
+    slots.install(replacements, sites.sites(unet), place=0)
     found = {
         "noise_plain": noise({}),
-        "noise_adapted": noise({"patches_replace": {"attn2": replacements}, slots.CALL: call}),
+        "noise_adapted": noise({"patches_replace": replacements, slots.CALL: call}),
     }
     return {name: relative_error(noise.float().cpu(), vectors.expected[name]) for name, noise in found.items()}
 

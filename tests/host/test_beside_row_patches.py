@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench import CFG, Bench, Row, application, assert_differs, assert_same, random, slots, tokens
+from bench import CFG, Bench, Row, application, assert_differs, assert_same, random, sites, slots, tokens
 from beside import ORDERS, SCALES, Patch, check, in_order, sampled
 
 ATTN2 = [("input", 1), ("output", 0), ("output", 1)]
@@ -100,7 +100,7 @@ def guidance_in_the_slot(bench: Bench) -> Patch:
     def patch(model: Any) -> Any:
         clone = model.clone()
         replacements = clone.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-        found = slots.cross_attentions(clone.model.diffusion_model)
+        found = sites.sites(clone.model.diffusion_model)
         for slot in found:
             layer = dict(zip(ATTN2, _attentions(clone), strict=True))[slot.block]
             key, value = layer.to_k(text), layer.to_v(text)

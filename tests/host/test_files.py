@@ -102,7 +102,7 @@ def test_of_the_shared_folder_only_what_fits_is_offered(models: Path) -> None:
     (shared / "page.safetensors").write_bytes(b"<html>")
     (shared / "empty.bin").touch()
     (shared / "notes.txt").write_text("not offered")
-    assert folders.adapter_names() == ["own.bin", "ip-adapter-plus_sd15.bin"]
+    assert folders.adapter_names() == ["own.bin", "ip-adapter-plus_sd15.bin", "sd3.bin"]
     assert folders.adapter_path("ip-adapter-plus_sd15.bin") == str(shared / "ip-adapter-plus_sd15.bin")
     assert load_model.LoadModel.validate_inputs(adapter_name="ip-adapter-plus_sd15.bin") is True
 
@@ -469,6 +469,6 @@ def test_a_model_without_cross_attentions_is_named(tmp_path: Path) -> None:
     patcher = comfy.model_patcher.ModelPatcher(flux, load_device=cpu, offload_device=cpu)
     adapter = memory.load_adapter(str(make_tiny_models(tmp_path) / "ipadapter_instruct" / MIN_ADAPTER), "mine.bin")
     with pytest.raises(ValueError) as caught:
-        host_apply.matching_slots(patcher, adapter)
+        host_apply.matching_sites(patcher, adapter)
     message = sentence(caught)
     assert "mine.bin is an adapter for SD1.5" in message and "Flux" in message and "same family" in message

@@ -296,10 +296,10 @@ def test_mask_batch_goes_with_the_latents(bench: Bench) -> None:
 
 def test_adapter_and_model_of_different_families(bench: Bench, full_bench: Bench) -> None:
     with pytest.raises(ValueError, match="same family"):
-        host_apply.matching_slots(full_bench.model, bench.adapter)
+        host_apply.matching_sites(full_bench.model, bench.adapter)
     not_a_unet = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(2, 2), model_config=object()))
     with pytest.raises(ValueError, match="same family"):
-        host_apply.matching_slots(not_a_unet, bench.adapter)
+        host_apply.matching_sites(not_a_unet, bench.adapter)
 
 
 def test_keys_and_values_follow_the_queries_device_and_precision(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,8 +325,9 @@ def test_keys_and_values_are_made_where_the_model_computes(bench: Bench) -> None
         attn2(model)[key] = lambda *qkv, slot=slot: (seen.append((qkv[0], qkv[3])), slot(*qkv))[1]
     bench.cfg(model)
     for q, extra in seen:
-        for layers in extra[slots.CALL].key_values:
-            assert all((t.device, t.dtype, len(t)) == (q.device, q.dtype, len(q)) for pair in layers for t in pair)
+        for acting in extra[slots.CALL].acting:
+            pairs = acting.key_values
+            assert all((t.device, t.dtype, len(t)) == (q.device, q.dtype, len(q)) for pair in pairs for t in pair)
 
 
 @pytest.mark.parametrize("scales", [None, ThreeWay(2.0, 1.5)])

@@ -21,7 +21,7 @@ from bench import (
     guidance,
     host_memory,
     random,
-    slots,
+    sites,
 )
 
 # FACTS of the released file: the cross-attentions in key order (1, 3, ... 139).
@@ -69,7 +69,7 @@ def sdxl_model() -> Any:
 class SdxlBench(Bench):
     def __init__(self) -> None:
         self.model = sdxl_model()
-        found = slots.cross_attentions(self.model.model.diffusion_model)
+        found = sites.sites(self.model.model.diffusion_model)
         config = core_config.AdapterConfig(
             width=64,
             heads=1,
@@ -95,7 +95,7 @@ def bench() -> SdxlBench:
 
 
 def test_slots_are_those_of_the_released_file(bench: SdxlBench) -> None:
-    found = slots.cross_attentions(bench.model.model.diffusion_model)
+    found = sites.sites(bench.model.model.diffusion_model)
     assert [slot.key({}) for slot in found] == KEYS
 
 
