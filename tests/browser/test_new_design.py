@@ -14,8 +14,8 @@ from tools.hint_pictures import INPUTS
 from tools.tiny_models import with_tiny_names
 
 NEW_DESIGN = "Comfy.VueNodes.Enabled"
-# Earlier pages have it as an experiment, which moves every node of a graph that does not fit into the window.
-PAGE_WITH_NEW_DESIGN = (1, 42)
+# Earlier pages have it as an experiment: 1.42 draws all nodes taller than 1.49 does, 1.32 moves them off their places.
+PAGE_WITH_NEW_DESIGN = (1, 49)
 LEGIBLE = 4.5  # contrast of text, WCAG 2.2, 1.4.3
 # The colours [R, G, B] in 0-255 of each text of a note and of what lies under it, all its ancestors' grounds blended.
 NOTE_COLOURS = """() => {
