@@ -11,13 +11,14 @@ from tools.comfy_server import ComfyServer
 from tools.graphs import text_to_image
 from tools.tiny_models import MIN_CHECKPOINT
 
+# Below the corner in which newer pages tell of errors, such as a default graph whose checkpoint is missing.
 PLACES = {
     "CheckpointLoaderSimple": (100, 350),
     "CLIPTextEncode": (450, 120),
     "EmptyLatentImage": (450, 640),
     "KSampler": (900, 250),
-    "VAEDecode": (1250, 150),
-    "SaveImage": (1250, 350),
+    "VAEDecode": (1250, 350),
+    "SaveImage": (1250, 500),
 }
 
 
