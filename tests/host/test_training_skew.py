@@ -44,7 +44,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("twin")
     save_twin(folder / "base", FULL_UNET, seed=1)
     save_open_clip(folder / "clip")
-    ImageOps.exif_transpose(Image.fromarray(data.coffee())).resize((301, 200)).save(folder / "photo.jpg", quality=90)
+    ImageOps.exif_transpose(Image.fromarray(data.coffee())).resize((301, 200)).save(folder / "photo.png")
     return folder
 
 
@@ -95,7 +95,7 @@ class Through:
         paper = encoders.instruction_tower is not None
         clip = open_clip if paper else full_bench.clip
         self.clip_vision = open_clip
-        self.picture = loaded_picture(twin / "photo.jpg")
+        self.picture = loaded_picture(twin / "photo.png")
         instruction = nodes["encode_instruction"].EncodeInstruction.execute(
             adapter=hosted, clip=clip, task=task.value, instruction="", subject="cup", prompt=PROMPT, negative_prompt=""
         )[0]
@@ -106,7 +106,7 @@ class Through:
         )[0]  # fmt: skip
         self.applied = self.model.model_options["transformer_options"][application.CHAIN].applications[0]
         self.adapter = load(file)
-        self.pixels = encoders.image_tower.preprocess(picture_tensor(decode_picture((twin / "photo.jpg").read_bytes())))
+        self.pixels = encoders.image_tower.preprocess(picture_tensor(decode_picture((twin / "photo.png").read_bytes())))
         words = {Task.STYLE: "use the style", Task.OBJECT: "use the cup"}[task]
         self.features = {
             "image": encoders.image_states(self.pixels),
@@ -170,7 +170,7 @@ def test_preprocessed_picture_and_image_tokens_agree_by_the_hosts_own_clip_visio
     """The released weights' way: Load CLIP Vision in the host, a transformers folder in training."""
     path = tiny_models / "clip_vision" / TINY_NAMES["CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"]
     clip_vision = comfy.clip_vision.load(str(path))
-    picture = loaded_picture(twin / "photo.jpg")
+    picture = loaded_picture(twin / "photo.png")
     seen: list[torch.Tensor] = []
     clip_vision.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["pixel_values"].clone()), with_kwargs=True
@@ -178,7 +178,7 @@ def test_preprocessed_picture_and_image_tokens_agree_by_the_hosts_own_clip_visio
     config = AdapterConfig(image_width=1280)
     host_tokens, host_nothing = vision.image_tokens(clip_vision, picture, config)
     tower = HuggingFaceImageTower(save_image_tower(tmp_path, path))
-    pixels = tower.preprocess(picture_tensor(decode_picture((twin / "photo.jpg").read_bytes())))
+    pixels = tower.preprocess(picture_tensor(decode_picture((twin / "photo.png").read_bytes())))
     assert any(relative_error(one, pixels) < TOKENS for one in seen if one.abs().max() > 0)
     assert relative_error(host_tokens, tower.image_tokens(pixels)) < TOKENS
     assert relative_error(host_nothing, tower.image_tokens(torch.zeros_like(pixels))) < TOKENS
@@ -214,6 +214,6 @@ def test_text_tokens_agree(full_bench: Bench, twin: Path, encoders: Encoders, wo
 
 
 def test_a_picture_file_is_read_alike(twin: Path) -> None:
-    own = picture_tensor(decode_picture((twin / "photo.jpg").read_bytes()))
-    assert torch.equal(loaded_picture(twin / "photo.jpg").movedim(-1, 1), own)
+    own = picture_tensor(decode_picture((twin / "photo.png").read_bytes()))
+    assert torch.equal(loaded_picture(twin / "photo.png").movedim(-1, 1), own)
     assert np.ptp(own.numpy()) > 0.5
