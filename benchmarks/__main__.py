@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-BENCHMARKS = ("counts", "steps", "apply")
+BENCHMARKS = ("counts", "arithmetic", "steps", "apply")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from tools import tiny_sd3
 from tools.strided_weights import strided_weights
 from tools.tiny_adapter_shapes import projector_shapes
 from tools.tiny_models import adapter_gain, checkpoint, unet_gain
@@ -68,6 +69,14 @@ def unet(size: str) -> Any:
     if size == "real":
         return random_model("sd15", torch.float32)
     return comfy.sd.load_diffusion_model_state_dict(checkpoint(FULL_UNET, seed=1))
+
+
+def sd3() -> Any:
+    """A MODEL of SD3's form, small: four blocks, of which the adapter adds to two."""
+    import comfy.sd
+
+    weights = {key: weight.contiguous() for key, weight in tiny_sd3.transformer(seed=1).items()}
+    return comfy.sd.load_diffusion_model_state_dict(weights, model_options={"dtype": torch.float32})
 
 
 _SD15 = {
@@ -157,15 +166,21 @@ class _RandomStates(torch.nn.Module):
         return states, states, states[:, 0]
 
 
+def sites_of(model: Any) -> list[Any]:
+    """The attentions of a MODEL that an adapter adds to."""
+    return start()("nodes.host.sites").sites(model.model.diffusion_model)
+
+
 class Ours:
     """Our Apply node over one MODEL, everything that feeds it in place."""
 
     def __init__(self, model: Any, vision: Any = None) -> None:
         pack = start()
-        sites = pack("nodes.host.sites").sites(model.model.diffusion_model)
+        sites = sites_of(model)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "adapter.bin"
-            torch.save(adapter_weights([site.width for site in sites], text=sites[0].text_width), file)
+            widths, text = [site.width for site in sites], sites[0].text_width
+            torch.save(tiny_sd3.adapter(seed=6) if text == tiny_sd3.TEXT else adapter_weights(widths, text=text), file)
             self.adapter = pack("nodes.host.memory").load_adapter(str(file), file.name)
         tasks, guidance = pack("ipadapter_instruct_core.tasks"), pack("ipadapter_instruct_core.guidance")
         texts = {row: (random(1, 77, TEXT, seed=i), random(1, 77, TEXT, seed=9)) for i, row in enumerate(guidance.Row)}
@@ -219,13 +234,14 @@ def sample(
     """Sample with KSampler's own parts (euler, normal, cfg 5); ``on_step(i)`` is called after the i-th model step."""
     import comfy.samplers
 
-    width = model.model.diffusion_model.get_submodule("middle_block.1.transformer_blocks.0.attn2.to_k").in_features
-    pooled = {"pooled_output": random(1, 1280, seed=14)} if width == SDXL_TEXT else {}
+    width, channels = sites_of(model)[0].text_width, model.model.latent_format.latent_channels
+    pooled = {SDXL_TEXT: 1280, tiny_sd3.TEXT: tiny_sd3.POOLED}.get(width)
+    pooled = {"pooled_output": random(1, pooled, seed=14)} if pooled else {}
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds([[random(1, 77, width, seed=11), pooled]], [[random(1, 77, width, seed=12), pooled]])
     guider.set_cfg(CFG)
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-    noise = random(batch, 4, latent, latent, seed=13)
+    noise = random(batch, channels, latent, latent, seed=13)
     return guider.sample(
         noise,
         torch.zeros_like(noise),

@@ -31,7 +31,7 @@ class ApplyAdapter(io.ComfyNode):
             description="Conditions the model on a picture, as the instruction says. Nodes can be chained: "
             "two pictures, two instructions.",
             inputs=[
-                io.Model.Input("model", tooltip="An SD1.5 or SDXL model, of the same family as the adapter."),
+                io.Model.Input("model", tooltip="An SD1.5, SDXL or SD3 model, of the same family as the adapter."),
                 Adapter.Input("adapter", tooltip="The adapter that the instruction was encoded for."),
                 Instruction.Input("instruction", tooltip="What to take from the picture, from Encode Instruction."),
                 io.ClipVision.Input(
@@ -47,8 +47,8 @@ class ApplyAdapter(io.ComfyNode):
                     min=0.0,
                     max=3.0,
                     step=0.05,
-                    tooltip="1.0 is the task's own strength: 0.8 of full on SD1.5, 0.9 on SDXL, 0.2 less for "
-                    "composition and pose. 0 switches the adapter and its guidance off.",
+                    tooltip="1.0 is the task's own strength: 0.8 of full on SD1.5 and SD3, 0.9 on SDXL, on "
+                    "SD1.5 and SDXL 0.2 less for composition and pose. 0 switches the adapter and its guidance off.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="When the adapter sets in."

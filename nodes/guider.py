@@ -30,7 +30,7 @@ class Guider(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="The text scale: how strongly the prompt is followed (5 on SD1.5, 7 on SDXL).",
+                    tooltip="The text scale: how strongly the prompt is followed (5 on SD1.5, 7 on SDXL, 6 on SD3).",
                 ),
                 *guidance_scales(),
             ],

@@ -17,8 +17,14 @@ def guidance_scales(when: str = "") -> list[io.Float.Input]:
     """The scales of three-way guidance beside the text's, which is the sampler's cfg; ``when`` ends the tooltips."""
     end = f"; {when}." if when else "."
     scales = {
-        "instruct_scale": (2.0, f"How strongly the instruction is followed (2 on SD1.5, 4 to 6 on SDXL){end}"),
-        "image_scale": (1.0, f"How strongly the picture is followed in any case (1 on SD1.5, 0.5 on SDXL){end}"),
+        "instruct_scale": (
+            2.0,
+            f"How strongly the instruction is followed (2 on SD1.5, 4 to 6 on SDXL, 6 on SD3){end}",
+        ),
+        "image_scale": (
+            1.0,
+            f"How strongly the picture is followed in any case (1 on SD1.5 and SD3, 0.5 on SDXL){end}",
+        ),
     }
     return [
         io.Float.Input(name, default=default, min=0.0, max=30.0, step=0.1, tooltip=tooltip)

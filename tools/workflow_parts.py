@@ -21,12 +21,16 @@ from .workflow_files import (
     OWN_ADAPTER,
     OWN_FILES,
     PICTURES,
+    SD3_ADAPTER,
+    SD3_CHECKPOINT,
+    SD3_FILES,
+    SD3_HUB,
     VISION,
     on_hub,
 )
 
 REFERENCE = "astronaut.png"
-SIZE, STEPS, CFG = 512, 25, 5.0  # cfg: the text scale of the released weights' reference settings
+SIZE = 512
 NEGATIVE = "blurry, low quality, deformed, watermark"
 READING_WIDTH, LOADER_WIDTH, TEXT_WIDTH, NODE_WIDTH, RESULT = 420, 400, 340, 320, 440
 
@@ -42,11 +46,27 @@ class Models(NamedTuple):
     vision: Output
 
 
+class Sampling(NamedTuple):
+    """Side of the picture and KSampler's settings; ``latent`` is the node that gives the empty latent."""
+
+    latent: str
+    size: int
+    steps: int
+    cfg: float  # the text scale of the released weights' reference settings
+    sampler: str
+    scheduler: str
+
+
+SD15_SAMPLING = Sampling("EmptyLatentImage", SIZE, 25, 5.0, "dpmpp_2m", "karras")
+SD3_SAMPLING = Sampling("EmptySD3LatentImage", 1024, 30, 6.0, "euler", "normal")
+
+
 class Adapter(NamedTuple):
-    """An adapter with all that it needs: the note on its files, and what loads them."""
+    """An adapter with all that it needs: the note on its files, what loads them, and how it is sampled."""
 
     files: str
     load: Callable[[Canvas], Models]
+    sampling: Sampling = SD15_SAMPLING
 
 
 class Texts(NamedTuple):
@@ -58,12 +78,18 @@ class Texts(NamedTuple):
     negative: Output
 
 
-def load_released(canvas: Canvas) -> Models:
-    model, clip, vae = load_checkpoint(canvas)
-    adapter = canvas.node("IPAdapterInstructModelLoader", adapter_name=ADAPTER)
+def load_released(
+    canvas: Canvas, checkpoint: str = CHECKPOINT, hub: str = CHECKPOINT_HUB, adapter_name: str = ADAPTER
+) -> Models:
+    model, clip, vae = load_checkpoint(canvas, checkpoint, hub)
+    adapter = canvas.node("IPAdapterInstructModelLoader", adapter_name=adapter_name)
     encoder = on_hub(VISION, "clip_vision", ADAPTERS_HUB, "models/image_encoder/model.safetensors")
     vision = canvas.node("CLIPVisionLoader", models=encoder, clip_name=VISION)
     return Models(model, clip, vae, adapter.only, clip, vision.only)
+
+
+def load_sd3(canvas: Canvas) -> Models:
+    return load_released(canvas, SD3_CHECKPOINT, SD3_HUB, SD3_ADAPTER)
 
 
 def load_own(canvas: Canvas) -> Models:
@@ -75,25 +101,26 @@ def load_own(canvas: Canvas) -> Models:
     return Models(model, clip, vae, adapter.only, open_clip.only, open_clip.only)
 
 
-def load_checkpoint(canvas: Canvas) -> tuple[Output, Output, Output]:
-    checkpoint = canvas.node(
-        "CheckpointLoaderSimple", models=on_hub(CHECKPOINT, "checkpoints", CHECKPOINT_HUB), ckpt_name=CHECKPOINT
-    )
+def load_checkpoint(canvas: Canvas, name: str = CHECKPOINT, hub: str = CHECKPOINT_HUB) -> tuple[Output, Output, Output]:
+    checkpoint = canvas.node("CheckpointLoaderSimple", models=on_hub(name, "checkpoints", hub), ckpt_name=name)
     return checkpoint["MODEL"], checkpoint["CLIP"], checkpoint["VAE"]
 
 
 RELEASED, OWN = Adapter(FILES, load_released), Adapter(OWN_FILES, load_own)
+SD3 = Adapter(SD3_FILES, load_sd3, SD3_SAMPLING)
 
 
-def one_task(canvas: Canvas, about: str, task: str, prompt: str, subject: str = "") -> None:
+def one_task(
+    canvas: Canvas, about: str, task: str, prompt: str, subject: str = "", adapter: Adapter = RELEASED, prefix: str = ""
+) -> None:
     """The plain graph of one task."""
-    notes(canvas, about, FILES + PICTURES)
+    notes(canvas, about, adapter.files + PICTURES)
     with canvas.column("Models", "models", LOADER_WIDTH):
-        models = load_released(canvas)
+        models = adapter.load(canvas)
     image = reference_picture(canvas)
     texts = write_prompts(canvas, models.clip, prompt)
     adapted = take_from_picture(canvas, models, texts, image, task, subject)
-    make_picture(canvas, models, adapted, texts.positive, texts.negative, task)
+    make_picture(canvas, models, adapted, texts.positive, texts.negative, prefix or task, adapter.sampling)
 
 
 def with_controlnet(
@@ -204,18 +231,31 @@ def apply_instruction(
 
 
 def make_picture(
-    canvas: Canvas, models: Models, model: Output, positive: Output, negative: Output, prefix: str
+    canvas: Canvas,
+    models: Models,
+    model: Output,
+    positive: Output,
+    negative: Output,
+    prefix: str,
+    sampling: Sampling = SD15_SAMPLING,
 ) -> None:
     with canvas.column("Sampling", "picture", NODE_WIDTH):
-        latent = canvas.node("EmptyLatentImage", width=SIZE, height=SIZE).only
-        sampled = sample(canvas, model, positive, negative, latent, after="randomize")
+        latent = canvas.node(sampling.latent, width=sampling.size, height=sampling.size).only
+        sampled = sample(canvas, model, positive, negative, latent, after="randomize", sampling=sampling)
         decoded = canvas.node("VAEDecode", samples=sampled, vae=models.vae)
     with canvas.column("Result", "picture", RESULT):
         save(canvas, decoded.only, prefix, tall=RESULT)
 
 
 def sample(
-    canvas: Canvas, model: Output, positive: Output, negative: Output, latent: Output, after: str, wide: int = 0
+    canvas: Canvas,
+    model: Output,
+    positive: Output,
+    negative: Output,
+    latent: Output,
+    after: str,
+    wide: int = 0,
+    sampling: Sampling = SD15_SAMPLING,
 ) -> Output:
     """The host's own sampler; ``after`` says what becomes of the seed once a picture is made."""
     return canvas.node(
@@ -227,10 +267,10 @@ def sample(
         latent_image=latent,
         seed=1,
         control_after_generate=after,
-        steps=STEPS,
-        cfg=CFG,
-        sampler_name="dpmpp_2m",
-        scheduler="karras",
+        steps=sampling.steps,
+        cfg=sampling.cfg,
+        sampler_name=sampling.sampler,
+        scheduler=sampling.scheduler,
     ).only
 
 

@@ -1,4 +1,5 @@
-"""What the adapter adds to a step, in exact counts on a small UNet with SD1.5's 16 layers: CI notices a regression."""
+"""What the adapter adds to a step, in exact counts on a small UNet with SD1.5's 16 layers, and on a small SD3 with two:
+CI notices a regression."""
 
 from __future__ import annotations
 
@@ -7,17 +8,22 @@ import torch
 
 from benchmarks import counts, host
 
-LAYERS = 16
+LEAST = {"small": 2 * 16, "sd3": 13 * 2}  # fewer: a layer does not act
 OURS = ["", ", mask", ", start and end", ", mask, start and end"]
 
 
+@pytest.fixture(scope="module", params=LEAST)
+def size(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def measured() -> dict[str, tuple[counts.Counts, counts.Counts]]:
+def measured(size: str) -> dict[str, tuple[counts.Counts, counts.Counts]]:
     """{name: (counts, those of the bare host with as many rows)}."""
     host.start()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # counts do not depend on it, and threads of tiny operations wait for one another
-    groups = counts.measure("small")
+    groups = counts.measure(size)
     torch.set_num_threads(threads)
     return {name: (c, next(iter(group.values()))) for group in groups.values() for name, c in group.items()}
 
@@ -25,12 +31,11 @@ def measured() -> dict[str, tuple[counts.Counts, counts.Counts]]:
 @pytest.mark.parametrize("variant", OURS)
 @pytest.mark.parametrize("guidance", ["simple", "three-way"])
 def test_a_step_adds_an_attention_and_an_addition_a_layer_and_little_more(
-    measured: dict[str, tuple[counts.Counts, counts.Counts]], guidance: str, variant: str
+    measured: dict[str, tuple[counts.Counts, counts.Counts]], size: str, guidance: str, variant: str
 ) -> None:
     ours, bare = measured[f"ours, {guidance}{variant}"]
     extra = ours.total - bare.total
-    most = counts.MOST_OPERATIONS + (LAYERS if "mask" in variant else 0)  # a mask multiplies in every layer
-    assert 2 * LAYERS <= extra <= most, ours.operations - bare.operations  # fewer: a layer does not act
+    assert LEAST[size] <= extra <= counts.MOST_OPERATIONS[size], ours.operations - bare.operations
     assert (ours.model_calls, bare.model_calls) == (1, 1)
 
 

@@ -24,6 +24,7 @@ ROOT = WORKFLOWS.parent
 # Small and repeatable; the graph itself stays the shipped one.
 SMALL = {
     "EmptyLatentImage": {"width": 64, "height": 64},
+    "EmptySD3LatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 2, "seed": 5, "control_after_generate": "fixed"},
 }
 OPEN_CLIP = "IPADAPTER_INSTRUCT_OPEN_CLIP,CLIP,CLIP_VISION"  # the type of an OpenCLIP model
@@ -34,6 +35,8 @@ PATIENCE_S = 300  # on two cores that others use as well
 # What switches off the part that each of these graphs adds; one that is wired past it would still make a picture.
 SWITCHES = {
     "everything": ("IPAdapterInstructApply", "weight"),
+    "sd3_style": ("IPAdapterInstructApply", "weight"),
+    "sd3_style_and_composition_with_canny_controlnet": ("ControlNetApplyAdvanced", "strength"),
     "style_with_scribble_controlnet": ("ControlNetApplyAdvanced", "strength"),
     "face_with_pose_controlnet": ("ControlNetApplyAdvanced", "strength"),
     "style_with_lora": ("LoraLoader", "strength_model"),

@@ -142,11 +142,14 @@ def test_no_text_holds_signs_that_the_page_would_interpret(language: str) -> Non
 def test_the_task_table_agrees_with_the_tasks() -> None:
     expected = []
     for task in Task:
-        sd15, sdxl = defaults(task, Base.SD15), defaults(task, Base.SDXL)
-        scales = f"{sd15.instruct_scale:g} and {sd15.image_scale:g} / {sdxl.instruct_scale:g} and {sdxl.image_scale:g}"
-        guided = sd15.guidance is GuidanceMode.THREE_WAY
-        weights = f"{sd15.weight:g} / {sdxl.weight:g}"
-        expected.append([task.value, phrase(task), weights, sd15.guidance.value, scales if guided else ""])
+        each = [defaults(task, base) for base in (Base.SD15, Base.SDXL, Base.SD3)]
+        scales = [f"{one.instruct_scale:g} and {one.image_scale:g}" for one in each]
+        weights, guidance = " / ".join(f"{one.weight:g}" for one in each), each[0].guidance.value
+        told = " / ".join(scales) if each[0].guidance is GuidanceMode.THREE_WAY else ""
+        assert each[1].guidance is each[0].guidance
+        if each[2].guidance is not each[0].guidance:
+            guidance, told = f"{guidance}; {each[2].guidance.value} on SD3", f"{scales[2]} on SD3"
+        expected.append([task.value, phrase(task), weights, guidance, told])
     rows = table_rows(section(README, "The tasks"))[1:]
     assert [row[:5] for row in rows] == expected
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -56,3 +57,19 @@ def one(server: ComfyServer, graph: Graph) -> np.ndarray:
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     """Mean absolute difference of two pictures."""
     return float(np.abs(a - b).mean())
+
+
+def failure(server: ComfyServer, graph: Graph, node_id: str) -> str:
+    """The one sentence or two with which a node fails, as the page shows it."""
+    prompt = server.queue(graph)
+    deadline = time.monotonic() + 120
+    while not (history := server.get(f"/history/{prompt}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    errors = [details for kind, details in history[prompt]["status"]["messages"] if kind == "execution_error"]
+    assert len(errors) == 1, "the graph was expected to fail"
+    details = errors[0]
+    assert details["node_id"] == node_id and details["exception_type"] == "ValueError", details
+    message = details["exception_message"].strip()
+    assert "\n" not in message and 30 < len(message) < 330 and message.endswith("."), message
+    return message

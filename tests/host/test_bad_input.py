@@ -4,7 +4,6 @@ can, and a server that makes the next picture as if nothing had been."""
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pictures
 import pytest
 import torch
-from pictures import CLEARLY, distance, one
+from pictures import CLEARLY, distance, failure, one
 from PIL import Image
 from tools.comfy_server import ComfyError, ComfyServer
 from tools.graphs import Graph, node, rewired, text_to_image
@@ -37,22 +36,6 @@ FAILS = pytest.mark.usefixtures("the_host_goes_on")
 def adapted(picture: str, adapter: str = MIN_ADAPTER, **settings: Any) -> Graph:
     """The smallest graph with our nodes, in simple guidance."""
     return pictures.adapted(text_to_image(MIN_CHECKPOINT), picture, adapter, **{"guidance": "simple", **settings})
-
-
-def failure(server: ComfyServer, graph: Graph, node_id: str) -> str:
-    """The one sentence or two with which a node fails, as the page shows it."""
-    prompt = server.queue(graph)
-    deadline = time.monotonic() + 120
-    while not (history := server.get(f"/history/{prompt}")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    errors = [details for kind, details in history[prompt]["status"]["messages"] if kind == "execution_error"]
-    assert len(errors) == 1, "the graph was expected to fail"
-    details = errors[0]
-    assert details["node_id"] == node_id and details["exception_type"] == "ValueError", details
-    message = details["exception_message"].strip()
-    assert "\n" not in message and 30 < len(message) < 330 and message.endswith("."), message
-    return message
 
 
 @pytest.fixture(scope="module")

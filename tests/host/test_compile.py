@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
 import pytest
 import torch
-from bench import Bench, ThreeWay, slots
+from bench import Bench, Sd3Bench, ThreeWay, assert_same, slots
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
 SCALES = ThreeWay(2.0, 1.5)
@@ -52,6 +53,28 @@ def test_as_many_graphs_as_the_bare_model(bench: Bench, graphs: Graphs, scales: 
     graphs.count = 0
     assert torch.equal(bench.denoised(bench.cfg_guider(compiled(model, graphs)), calls=3), expected)
     assert graphs.count == bare == 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sd3_breaks_at_no_more_places_than_the_host_does(
+    sd3_bench: Sd3Bench, graphs: Graphs, monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    """Where a slot runs the block, the host's checkpoint inside it is one; a bare replacement has the same."""
+    monkeypatch.setattr(mmdit, "optimized_attention", slots.host_attention.attention_pytorch)
+    bench, mask = sd3_bench, torch.ones(1, 64, 64).tril() if masked else None
+    model = bench.apply(bench.application(mask=mask))
+    expected = bench.cfg(model)
+    replaced = bench.model.clone()
+    for number in (0, 2):
+        replaced.set_model_patch_replace(
+            lambda args, extra: extra["original_block"](args), "dit", "double_block", number
+        )
+    bench.cfg(compiled(replaced, graphs))
+    bare = graphs.count
+    torch._dynamo.reset()
+    graphs.count = 0
+    assert_same(bench.denoised(bench.cfg_guider(compiled(model, graphs)), calls=3), expected)
+    assert graphs.count <= bare
 
 
 def test_changes_of_numbers_compile_nothing(bench: Bench, graphs: Graphs) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import comfy.clip_vision
 import comfy.ldm.modules.attention as host_attention
+import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
 import comfy.model_management as management
 import comfy.samplers
 import numpy as np
 import pytest
 import torch
 from absent_card import CARD, CPU, Card, card
-from bench import Bench, Row, ThreeWay, host_memory, inside, random
+from bench import Bench, Row, Sd3Bench, ThreeWay, host_memory, inside, random
 from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
 
 __all__ = ["card"]
@@ -83,6 +84,37 @@ def test_a_step_of_the_patched_unet(bench: Bench, card: Card, place: torch.devic
         latents = sample(bench.cfg_guider(bench.apply(bench.application(**settings))), 2)
     assert (latents.device, latents.shape) == (CARD, (2, 4, 8, 8))
     assert devices(bench.model.model.diffusion_model) == devices(bench.adapter.adapter) == {place}
+
+
+class DrawnSd3Texts(Sd3Bench):
+    def text(self, prompt: str) -> list:
+        return [[random(1, 77, 4096), {"pooled_output": random(1, 2048)}]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"three_way": ThreeWay(2.0, 1.5)},
+        {"mask": HALF},
+        {"tokens": {row: random(1, 32, 4096) for row in Row}},
+    ],
+    ids=["simple", "three-way", "mask", "two pictures"],
+)
+def test_a_step_of_the_patched_sd3(
+    place: torch.device, card: Card, tiny_models: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """Its layers are asked at every step, so they are cast or moved as the host's own are."""
+    monkeypatch.setattr(mmdit, "optimized_attention", host_attention.attention_pytorch)
+    names = (TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"], TINY_NAMES["ip-adapter-instruct-sd3.bin"])
+    bench = DrawnSd3Texts(tiny_models, *names)
+    noise = random(2, 16, 8, 8)
+    with card:
+        guider = bench.cfg_guider(bench.apply(bench.application(**settings)))
+        euler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([0.7, 0.0])
+        latents = guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True, seed=0)
+    assert (latents.device, latents.shape) == (CARD, noise.shape)
+    assert devices(bench.adapter.adapter) == {place}
 
 
 def test_a_step_of_two_adapters_in_an_area(bench: Bench, card: Card) -> None:
