@@ -34,6 +34,7 @@ from training.datasets.sources.builder import Item, chance
 from training.datasets.sources.composition import Composition
 from training.datasets.sources.face import Face
 from training.datasets.sources.files import shrunk
+from training.datasets.sources.folders import LeftOutCount
 from training.datasets.sources.object import Object
 from training.datasets.sources.own import Own
 from training.datasets.sources.replication import Replication
@@ -98,7 +99,10 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
     rank, world = ranks()
     hashes = read_hashes(config.out)
     before = len(hashes)
-    splits = choose(config.source.plan(config.seed), config.validation, config.limit, config.seed, hashes)
+    left_out = LeftOutCount()
+    splits = choose(config.source.plan(config.seed), config.validation, config.limit, config.seed, hashes, left_out)
+    if rank == 0 and left_out.counts:
+        logger.warning(f"Of {config.source.kind}: {left_out}.")
     blocks = list(blocks_of(splits, config.samples_per_shard))
     settings = config.model_dump(mode="json", exclude=FREE_SETTINGS) | {PLAN: plan_hash(splits)}
     if config.prompts == "source":
@@ -112,7 +116,7 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
         # All items count, so that a build ends early only when it is sure to fail.
         tally = Tally(config.max_skipped, seen=sum(len(block.items) for block in blocks))
         _build(config, blocks[rank::world], maker, tally, rank)
-        result = write_manifest(config.out, config.source.kind, settings, blocks, config.max_skipped)
+        result = write_manifest(config.out, config.source.kind, settings, blocks, config.max_skipped, left_out)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

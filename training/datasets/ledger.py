@@ -10,6 +10,7 @@ from typing import Any
 
 from training.datasets.shards import MANIFEST, Tally, sha256, write_json
 from training.datasets.sources.builder import Item
+from training.datasets.sources.folders import LeftOutCount
 from training.datasets.splits import SPLITS
 
 SETTINGS = "settings.json"
@@ -113,7 +114,14 @@ def finished(out: Path, block: Block) -> dict[str, Any] | None:
     return summary if summary["bytes"] == size else None
 
 
-def write_manifest(out: Path, dataset: str, settings: dict[str, Any], blocks: list[Block], max_skipped: float) -> str:
+def write_manifest(
+    out: Path,
+    dataset: str,
+    settings: dict[str, Any],
+    blocks: list[Block],
+    max_skipped: float,
+    left_out: LeftOutCount,
+) -> str:
     """Write the manifest if every shard is finished, whichever rank made it; returns what to say of it, else "".
 
     Raises:
@@ -138,6 +146,7 @@ def write_manifest(out: Path, dataset: str, settings: dict[str, Any], blocks: li
         "counts": counts,
         "shards": shards,
         "skipped": [{"name": name, "why": why} for name, why in skipped],
+        "left_out": left_out.listed(),
     }
     write_json(out / MANIFEST, manifest)
     return (

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 from training.datasets.sources.builder import Item, chance
 from training.datasets.sources.files import Place
+from training.datasets.sources.folders import LeftOut, LeftOutCount
 
 logger = logging.getLogger("ipadapter_instruct")
 
@@ -19,23 +20,30 @@ SPLITS = ("validation", "train")
 
 
 def choose(
-    items: Iterable[Item], validation: int, limit: int | None, seed: int, hashes: dict[str, str] | None = None
+    items: Iterable[Item | LeftOut],
+    validation: int,
+    limit: int | None,
+    seed: int,
+    hashes: dict[str, str] | None = None,
+    left_out: LeftOutCount | None = None,
 ) -> dict[str, list[Item]]:
     """The items of each split, in the source's order, so that files are read one after another.
 
     At most ``limit`` items are taken, at random. No group, and no picture file with the same bytes, is in both splits.
     Exactly ``validation`` items validate, but no more than a tenth of all (at least one, where there are two groups).
-    ``hashes`` holds those of pictures that were read before; new ones are added.
+    ``hashes`` holds those of pictures that were read before; new ones are added. So is what is left out.
 
     Raises:
         ValueError: there are no items.
     """
-    numbered: Iterable[tuple[int, Item]] = enumerate(items)
+    left_out = LeftOutCount() if left_out is None else left_out
+    numbered: Iterable[tuple[int, Item]] = enumerate(left_out.taken_from(items))
     if limit is not None:
         numbered = sorted(heapq.nsmallest(limit, numbered, key=lambda pair: chance(seed, pair[1].source_id)))
     chosen = list({item.source_id: item for _, item in numbered}.values())
     if not chosen:
-        raise ValueError("The source holds no samples; check that its folders and files are the right ones.")
+        told = f": {left_out}" if left_out.counts else ""
+        raise ValueError(f"The source holds no samples; check that its folders and files are the right ones{told}.")
     if not validation:
         return {"validation": [], "train": chosen}
     chosen = merge_groups(chosen, {} if hashes is None else hashes)

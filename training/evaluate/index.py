@@ -74,7 +74,7 @@ def read_lines(path: Path, verb: str) -> Iterator[dict[str, Any]]:
         ValueError: there is no such file; ``verb`` names the command that makes it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines cuts at U+2028, too
     except OSError:
         raise ValueError(f"There is no file {path}; make it with `python -m training {verb}`.") from None
     for number, line in enumerate(lines, start=1):

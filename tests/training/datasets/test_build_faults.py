@@ -18,6 +18,7 @@ from training.datasets.build import BuildConfig, run
 from training.datasets.ledger import Block, write_manifest
 from training.datasets.shards import Shards, Tally
 from training.datasets.sources.files import Place
+from training.datasets.sources.folders import LeftOutCount
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = 30
@@ -145,10 +146,10 @@ def test_the_manifest_waits_for_the_last_rank(tmp_path, monkeypatch):
 
 def spoil(folder: Path) -> dict[str, str]:
     """Four pictures that cannot be used, and why."""
-    cut, page, gone, unnamed = sorted((folder / "imgs").rglob("*.jpg"))[:4]
+    cut, page, empty, unnamed = sorted((folder / "imgs").rglob("*.jpg"))[:4]
     os.truncate(cut, cut.stat().st_size // 2)
     page.write_text("<!DOCTYPE html><html><body>404 Not Found</body></html>")
-    gone.unlink()
+    empty.write_bytes(b"")
     lines = [json.loads(line) for line in (folder / "train_anno.jsonl").read_text().splitlines()]
     for line in lines:
         if unnamed.name in line["img_path"]:
@@ -157,7 +158,7 @@ def spoil(folder: Path) -> dict[str, str]:
     reasons = (
         (cut, "the picture cannot be read (image file is truncated"),
         (page, "it is no picture file"),
-        (gone, "cannot be read (No such file or directory)"),
+        (empty, "it is no picture file"),
         (unnamed, "it has no prompt"),
     )
     return {f"./{path.relative_to(folder / 'imgs').as_posix()}": why for path, why in reasons}
@@ -177,8 +178,11 @@ def test_a_few_bad_pictures_are_skipped_counted_and_named(tmp_path, capsys):
 
 
 def test_the_manifest_is_told_of_by_the_command_alone(tmp_path, capsys):
-    assert write_manifest(tmp_path, "own", {}, [Block("train-00000", "train", [])], 0.0) == "", "a shard is missing"
-    said = write_manifest(tmp_path, "own", {}, [], 0.0)
+    none = LeftOutCount()
+    assert write_manifest(tmp_path, "own", {}, [Block("train-00000", "train", [])], 0.0, none) == "", (
+        "a shard is missing"
+    )
+    said = write_manifest(tmp_path, "own", {}, [], 0.0, none)
     assert said == f"{tmp_path}: 0 samples to train on and 0 to validate with, in 0 shards; 0 skipped."
     assert capsys.readouterr().out == ""
 

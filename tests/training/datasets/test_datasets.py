@@ -63,6 +63,8 @@ def test_replication_is_the_picture_with_its_own_prompt(tmp_path):
 def test_pictures_of_one_prompt_are_one_group(tmp_path):
     lines = [{"img_path": f"{n}.jpg", "prompt": prompt} for n, prompt in enumerate(["A cat", "a cat ", "a dog"])]
     (tmp_path / "anno.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for line in lines:
+        save(tmp_path / line["img_path"], photograph("cat"))
     groups = [item.group for item in plan(Replication(annotations=tmp_path / "anno.jsonl", images=tmp_path))]
     assert groups[0] == groups[1] != groups[2]
 

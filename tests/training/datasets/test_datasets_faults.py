@@ -133,8 +133,8 @@ OWN_FAULTS = [
     ({"condition": "a.jpg", "task": "faces"}, "line 1: the task faces is none of everything, style"),
     ({"condition": "../a.jpg", "task": "face"}, r"line 1: \.\./a.jpg leads out of"),
     ({"condition": "/etc/passwd", "task": "face"}, "line 1: /etc/passwd leads out of"),
+    ({"condition": r"C:\\a.jpg", "task": "face"}, "line 1: .*a.jpg leads out of"),
     ({"condition": "a.jpg", "target": "x/../../b.jpg", "task": "face"}, "b.jpg leads out of"),
-    ({"condition": "elsewhere/a.jpg", "task": "face"}, "line 1: elsewhere/a.jpg leads out of"),
 ]
 
 
@@ -142,7 +142,6 @@ OWN_FAULTS = [
 def test_a_wrong_line_of_own_data_is_named(tmp_path, line, message):
     data = tmp_path / "data"
     data.mkdir()
-    (data / "elsewhere").symlink_to(tmp_path)
     (data / "own.jsonl").write_text(json.dumps(line))
     with pytest.raises(ValueError, match=message):
         list(Own(data=data / "own.jsonl").plan(0))

@@ -175,3 +175,13 @@ def test_bad_pictures(tmp_path: Path) -> None:
     assert "00000.jpg of the index cannot be read" in refusal(config(folder))
     damaged.unlink()
     assert "00000.jpg of the index cannot be read" in refusal(config(folder))
+
+
+def test_line_separators_within_a_prompt_stay_in_the_index(tmp_path: Path) -> None:
+    pictures = [
+        Picture("row", Task.FACE, number, "a.jpg", f"a cat{sign}on a mat", "use the face")
+        for number, sign in enumerate(("\u2028", "\x85", "\x0c", "\r", "\n"))
+    ]
+    for picture in pictures:
+        write_index_line(tmp_path, picture)
+    assert read_index(tmp_path) == pictures

@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from training.datasets.sample import Sample
 from training.datasets.sources.files import Place, kept
+from training.datasets.sources.folders import LeftOut
 from training.datasets.targets.settings import Generation
 
 
@@ -40,8 +41,8 @@ class Source(BaseModel):
 
     generation: ClassVar[str] = ""  # the setting that holds how targets are generated
 
-    def plan(self, seed: int) -> Iterator[Item]:
-        """Every sample that the source could give, always in the same order.
+    def plan(self, seed: int) -> Iterator[Item | LeftOut]:
+        """Every sample that the source could give, always in the same order, and what it leaves out.
 
         Raises:
             ValueError: an annotation file is missing or is not what was expected.

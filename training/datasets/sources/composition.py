@@ -9,6 +9,7 @@ from PIL import Image
 from training.datasets.sample import Sample, decode_picture
 from training.datasets.sources.builder import Item, Source
 from training.datasets.sources.files import pictures_in
+from training.datasets.sources.folders import LeftOut
 from training.datasets.targets.canny import edge_map
 from training.datasets.targets.settings import Scribble
 
@@ -29,8 +30,12 @@ class Composition(Source):
 
     generation: ClassVar[str] = "targets"
 
-    def plan(self, seed: int) -> Iterator[Item]:
-        for name, place, caption in pictures_in(self.pictures, self.picture_column, self.caption_column):
+    def plan(self, seed: int) -> Iterator[Item | LeftOut]:
+        for picture in pictures_in(self.pictures, self.picture_column, self.caption_column):
+            if isinstance(picture, LeftOut):
+                yield picture
+                continue
+            name, place, caption = picture
             yield Item(
                 source_id=name,
                 group=name,

@@ -11,7 +11,8 @@ from ipadapter_instruct_core.tasks import Task
 from pydantic import Field
 from training.datasets.sample import Sample, decode_picture, encode_picture
 from training.datasets.sources.builder import Item, Source, chance
-from training.datasets.sources.files import Place, inside, read_text, shrunk
+from training.datasets.sources.files import Place, read_text, shrunk
+from training.datasets.sources.folders import LeftOut, Listing, inside, missing_from
 
 POINTS = ("lefteye", "righteye", "nose", "leftmouth", "rightmouth")
 LANDMARKS = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
@@ -50,17 +51,23 @@ class Face(Source):
     zoomed: float = Field(0.5, ge=0, le=1)
     """Share of the conditions that are zoomed to the face."""
 
-    def plan(self, seed: int) -> Iterator[Item]:
-        pictures = defaultdict(list)
+    def plan(self, seed: int) -> Iterator[Item | LeftOut]:
+        pictures, listing = defaultdict(list), Listing()
         for name, (identity,) in _table(self.identities, "identity_CelebA.txt", ()).items():
-            pictures[identity].append(name)
+            if inside(self.images, name) in listing:
+                pictures[identity].append(name)
+            else:
+                yield missing_from(self.images, name)
         squares = self._squares()
         attributes = _attributes(self.attributes) if self.attributes else {}
         count = 0
         for identity in sorted(pictures):
             names = sorted(pictures[identity])
             random.Random(chance(seed, "identity", identity)).shuffle(names)
-            pairs = list(zip(names, names[1:] + names[:1], strict=True)) if len(names) > 1 else []
+            if len(names) == 1:
+                yield LeftOut(names[0], "there is no second picture of this person")
+                continue
+            pairs = list(zip(names, names[1:] + names[:1], strict=True))
             for condition, target in pairs[: self.pairs_per_identity]:
                 zoom = int((count + 1) * self.zoomed) > int(count * self.zoomed)
                 count += 1

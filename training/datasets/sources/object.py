@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 from training.datasets.sample import decode_picture, encode_picture
 from training.datasets.sources.builder import Item, Source, chance
-from training.datasets.sources.files import Place, inside, read_text, shrunk
+from training.datasets.sources.files import Place, read_text, shrunk
+from training.datasets.sources.folders import LeftOut, Listing, inside, missing_from
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels
 
@@ -49,7 +50,7 @@ class Object(Source):
     objects_per_picture: int = Field(1, ge=1)
     """How many objects of one picture are used, the largest first."""
 
-    def plan(self, seed: int) -> Iterator[Item]:
+    def plan(self, seed: int) -> Iterator[Item | LeftOut]:
         what = "COCO's instances_*.json"
         instances = _read(self.instances, what)
         names = {
@@ -66,9 +67,13 @@ class Object(Source):
         captions = defaultdict(list)
         for annotation in _list(self.captions, _read(self.captions, what), "annotations", what, "caption", "image_id"):
             captions[annotation["image_id"]].append(annotation["caption"].strip())
+        listing = Listing()
         for picture in _list(
             self.instances, instances, "images", "COCO's instances_*.json", "file_name", "id", "width", "height"
         ):
+            if inside(self.images, picture["file_name"]) not in listing:
+                yield missing_from(self.images, picture["file_name"])
+                continue
             boxed = [(annotation, _box(annotation, picture)) for annotation in objects[picture["id"]]]
             fitting = [(annotation, box) for annotation, box in boxed if self._fits(box, picture)]
             fitting.sort(key=lambda pair: (-_area(pair[1]), pair[0]["id"]))

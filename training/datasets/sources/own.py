@@ -1,5 +1,6 @@
 """Own data: a JSONL file of conditions, targets and prompts, or a folder of captioned pictures."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +8,8 @@ from typing import Annotated, Literal
 import tyro
 from ipadapter_instruct_core.tasks import Task
 from training.datasets.sources.builder import Item, Source
-from training.datasets.sources.files import Place, existing, inside, json_lines, pictures_in
+from training.datasets.sources.files import Place, existing, json_lines, pictures_in
+from training.datasets.sources.folders import LeftOut, Listing, inside, missing_from
 
 FIELDS = ("condition", "target", "prompt", "task", "subject", "group", "condition_prompt")
 
@@ -24,20 +26,24 @@ class Own(Source):
     task: Annotated[Task | None, tyro.conf.EnumChoicesFromValues] = None
     """The task of a folder, and of lines that name none."""
 
-    def plan(self, seed: int) -> Iterator[Item]:
+    def plan(self, seed: int) -> Iterator[Item | LeftOut]:
         existing(self.data, "a folder of pictures or a .jsonl file")
         if not self.data.is_dir():
             yield from self._lines()
             return
         if self.task is None:
             raise ValueError(f"No task is set for the folder {self.data}; set one of {_tasks()}.")
-        for name, place, caption in pictures_in(self.data):
+        for picture in pictures_in(self.data):
+            if isinstance(picture, LeftOut):
+                yield picture
+                continue
+            name, place, caption = picture
             yield Item(
                 source_id=name, group=name, task=self.task, condition=place, prompt=caption, condition_prompt=caption
             )
 
-    def _lines(self) -> Iterator[Item]:
-        folder = self.data.parent
+    def _lines(self) -> Iterator[Item | LeftOut]:
+        folder, listing = self.data.parent, Listing()
         for number, record in json_lines(self.data, f"an object with {', '.join(FIELDS)}"):
             line = f"{self.data}, line {number}"
             unknown = [name for name in record if name not in FIELDS]
@@ -54,6 +60,10 @@ class Own(Source):
                 raise ValueError(f"{line}: {error}") from None
             if task is None:
                 raise ValueError(f"{line} names no task; add the field task, or set one of {_tasks()} for all.")
+            missing = next((place for place in places if place.path not in listing), None)
+            if missing is not None:
+                yield missing_from(folder, os.path.relpath(missing.path, folder))
+                continue
             yield Item(
                 source_id=f"{self.data.name}:{number}",
                 group=words["group"] or words["condition"],

@@ -12,6 +12,7 @@ from pydantic import Field
 from training.datasets.sample import Sample, decode_picture
 from training.datasets.sources.builder import Item, Source, chance
 from training.datasets.sources.files import pictures_in, texts_in
+from training.datasets.sources.folders import LeftOut
 from training.datasets.targets.settings import InstantStyle
 
 
@@ -37,11 +38,15 @@ class Style(Source):
 
     generation: ClassVar[str] = "targets"
 
-    def plan(self, seed: int) -> Iterator[Item]:
+    def plan(self, seed: int) -> Iterator[Item | LeftOut]:
         prompts = texts_in(self.prompts, self.prompt_column)
         random.Random(chance(seed, "prompts")).shuffle(prompts)
         count = 0
-        for name, place, caption in pictures_in(self.pictures, self.picture_column, self.caption_column):
+        for picture in pictures_in(self.pictures, self.picture_column, self.caption_column):
+            if isinstance(picture, LeftOut):
+                yield picture
+                continue
+            name, place, caption = picture
             for number in range(self.targets_per_picture):
                 yield Item(
                     source_id=f"{name}#{number}",
