@@ -2,10 +2,10 @@
 
 import errno
 import logging
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,31 +16,31 @@ from tqdm import tqdm
 from training.datasets.describe import describe_picture
 from training.datasets.endpoint import Endpoint
 from training.datasets.ledger import (
-    PICTURES,
     PLAN,
     Block,
+    Contents,
     blocks_of,
     claim,
     finish_block,
     finished,
     plan_hash,
-    read_hashes,
     skipped_of,
     write_manifest,
 )
 from training.datasets.sample import Sample, encode_picture
-from training.datasets.shards import MANIFEST, Tally, ranks, write_json, write_shard
+from training.datasets.shards import MANIFEST, Tally, ranks, write_shard
 from training.datasets.sources.builder import Item, chance
 from training.datasets.sources.composition import Composition
 from training.datasets.sources.face import Face
 from training.datasets.sources.files import shrunk
-from training.datasets.sources.folders import LeftOutCount
+from training.datasets.sources.folders import LeftOut, LeftOutCount
 from training.datasets.sources.object import Object
 from training.datasets.sources.own import Own
 from training.datasets.sources.replication import Replication
 from training.datasets.sources.style import Style
 from training.datasets.splits import choose
 from training.datasets.targets.settings import TargetMaker
+from training.datasets.twins import picture_hash, remove_twins
 
 logger = logging.getLogger("ipadapter_instruct")
 
@@ -64,7 +64,7 @@ class BuildConfig(BaseModel):
     out: Path
     """Folder for the shards and their manifest."""
     limit: int | None = Field(None, ge=1)
-    """At most this many samples, taken at random, those that validate among them."""
+    """At most this many samples, taken at random, those that validate among them; of tables by row groups."""
     validation: int = Field(1000, ge=0)
     """Samples held out for validation; of a small source a tenth."""
     prompts: Literal["source", "endpoint"] = "source"
@@ -83,7 +83,17 @@ class BuildConfig(BaseModel):
     """Pictures read, or prompts asked for, at once in each process."""
 
 
-Prepared = tuple[Item, Sample | str, Image.Image | None]  # a sample or why there is none, what its target follows
+@dataclass(frozen=True)
+class Prepared:
+    """An item's sample, what its generated target follows, and the hashes of the source's pictures.
+
+    Or, in place of the sample, what is wrong with the item, or why it is left out.
+    """
+
+    item: Item
+    sample: Sample | str | LeftOut
+    guide: Image.Image | None = None
+    hashes: Sequence[str] = ()
 
 
 def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
@@ -97,10 +107,8 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
             build that is resumed, or the disk is full.
     """
     rank, world = ranks()
-    hashes = read_hashes(config.out)
-    before = len(hashes)
     left_out = LeftOutCount()
-    splits = choose(config.source.plan(config.seed), config.validation, config.limit, config.seed, hashes, left_out)
+    splits = choose(config.source.plan(config.seed), config.validation, config.limit, config.seed, left_out)
     if rank == 0 and left_out.counts:
         logger.warning(f"Of {config.source.kind}: {left_out}.")
     blocks = list(blocks_of(splits, config.samples_per_shard))
@@ -111,12 +119,18 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
             _warn_of_bare_styles([item for split in splits.values() for item in split])
     try:
         claim(config.out, settings)
-        if len(hashes) > before:
-            write_json(config.out / PICTURES, hashes)
         # All items count, so that a build ends early only when it is sure to fail.
         tally = Tally(config.max_skipped, seen=sum(len(block.items) for block in blocks))
-        _build(config, blocks[rank::world], maker, tally, rank)
-        result = write_manifest(config.out, config.source.kind, settings, blocks, config.max_skipped, left_out)
+        # Neighbours to one rank, so that few row groups of a table are read by two.
+        share = blocks[len(blocks) * rank // world : len(blocks) * (rank + 1) // world]
+        _build(config, share, maker, tally, rank)
+        summaries = [finished(config.out, block) for block in blocks]
+        if None in summaries:
+            logger.info(f"Rank {rank} of {world} is done; the last one to finish writes {config.out / MANIFEST}.")
+            return
+        summaries = remove_twins(config.out, blocks, summaries)
+        kind = config.source.kind
+        print(write_manifest(config.out, kind, settings, blocks, summaries, config.max_skipped, left_out))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -124,10 +138,6 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
             f"The disk that holds {config.out} is full; make room and give the same command again, "
             "which goes on with the first shard that is not finished."
         ) from error
-    if result:
-        print(result)
-    else:
-        logger.info(f"Rank {rank} of {world} is done; the last one to finish writes {config.out / MANIFEST}.")
 
 
 def _warn_of_bare_styles(items: list[Item]) -> None:
@@ -171,27 +181,31 @@ def _build_block(
 ) -> None:
     """Write one shard, and beside it what it holds: only then is it finished."""
     path = config.out / f"{block.name}.tar"
-    first_skip = len(tally.skipped)
-    tasks: Counter[str] = Counter()
+    contents = Contents()
 
     def good() -> Iterator[tuple[Sample, Image.Image | None]]:
-        for item, sample, guide in prepared:
-            if isinstance(sample, Sample):
-                yield sample, guide
+        for made in prepared:
+            if isinstance(made.sample, Sample):
+                key = f"{block.name}-{len(contents.pictures):05d}"
+                contents.pictures.append([key, made.item.group, *made.hashes])
+                yield made.sample, made.guide
+            elif isinstance(made.sample, LeftOut):
+                contents.left_out.append(made.sample)
             else:
-                tally.skipped.append((item.source_id, sample))
+                contents.skipped.append((made.item.source_id, made.sample))
+                tally.skipped.append(contents.skipped[-1])
                 if len(tally.skipped) >= 20:
                     tally.check()
 
     def members() -> Iterator[tuple[str, dict[str, bytes]]]:
         samples = _with_targets(config, good(), maker) if config.source.generated else (sample for sample, _ in good())
         for number, sample in enumerate(samples):
-            tasks[sample.task.value] += 1
-            yield f"{block.name}-{number:05d}", sample.members()
+            contents.tasks[sample.task.value] += 1
+            yield contents.pictures[number][0], sample.members()
         tally.check()  # before the shard counts as finished, so that it is made again from a mended source
 
     write_shard(path, members())
-    finish_block(config.out, block, tasks, tally.skipped[first_skip:])
+    finish_block(config.out, block, contents)
 
 
 def _prepared(config: BuildConfig, items: list[Item], pool: ThreadPoolExecutor, bar: tqdm) -> Iterator[Prepared]:
@@ -207,16 +221,20 @@ def _prepared(config: BuildConfig, items: list[Item], pool: ThreadPoolExecutor, 
 def _prepare(config: BuildConfig, item: Item) -> Prepared:
     """The item with its sample and what a generated target follows, or with why it is skipped."""
     try:
-        sample = config.source.make(item, config.size)
+        pictures = item.read()
+        sample = config.source.make(item, pictures, config.size)
         guide = config.source.guide(sample) if config.source.generated else None
     except ValueError as error:
-        return item, str(error), None
+        return Prepared(item, str(error))
     if config.prompts == "endpoint":  # which may stop the run by a ValueError
         text = describe_picture(config.endpoint, sample.target or sample.condition, sample.subject)
         if text is None:
-            return item, "the endpoint gave no prompt", None
+            return Prepared(item, "the endpoint gave no prompt")
         sample = config.source.described(sample, text)
-    return (item, sample, guide) if sample.prompt else (item, "it has no prompt", None)
+    if not sample.prompt:
+        return Prepared(item, "it has no prompt")
+    hashes = {picture_hash(content): None for content in pictures if content is not None}
+    return Prepared(item, sample, guide, list(hashes))
 
 
 def _with_targets(

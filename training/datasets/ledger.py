@@ -4,18 +4,17 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from training.datasets.shards import MANIFEST, Tally, sha256, write_json
 from training.datasets.sources.builder import Item
-from training.datasets.sources.folders import LeftOutCount
+from training.datasets.sources.folders import LeftOut, LeftOutCount
 from training.datasets.splits import SPLITS
 
 SETTINGS = "settings.json"
 BLOCKS = "blocks"  # folder with one JSON file a finished shard
-PICTURES = "pictures.json"  # hashes of the source's pictures, which take long to read
 PLAN = "plan"  # the setting that is a hash of all samples to be made
 
 
@@ -72,14 +71,6 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_hashes(out: Path) -> dict[str, str]:
-    """The pictures' hashes that an earlier run has kept; none where the file is missing or damaged."""
-    try:
-        return json.loads((out / PICTURES).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def plan_hash(splits: dict[str, list[Item]]) -> str:
     """A hash of all that the items say, apart from where the source lies."""
     digest = hashlib.sha256()
@@ -90,18 +81,38 @@ def plan_hash(splits: dict[str, list[Item]]) -> str:
     return digest.hexdigest()
 
 
-def finish_block(out: Path, block: Block, tasks: Counter[str], skipped: list[tuple[str, str]]) -> None:
-    """Note that a shard is there: what it holds, and which of its items were skipped and why."""
-    path = out / f"{block.name}.tar"
+@dataclass
+class Contents:
+    """What a shard holds, and which of its items it lacks.
+
+    Attributes:
+        tasks: samples of each task.
+        skipped: name of each bad item, and what is wrong.
+        left_out: items that are no damage, and why they are not there.
+        pictures: of each sample its key, its group and the hashes of the source's pictures.
+    """
+
+    tasks: Counter[str] = field(default_factory=Counter)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    pictures: list[list[str]] = field(default_factory=list)
+
+
+def finish_block(out: Path, block: Block, contents: Contents) -> dict[str, Any]:
+    """Note that a shard is there, and what it holds; returns the note."""
+    path, tasks = out / f"{block.name}.tar", contents.tasks
     summary = {
         "split": block.split,
         "samples": tasks.total(),
         "tasks": dict(sorted(tasks.items())),
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
-        "skipped": [{"name": name, "why": why} for name, why in skipped],
+        "skipped": [{"name": name, "why": why} for name, why in contents.skipped],
+        "left_out": [asdict(left) for left in contents.left_out],
+        "pictures": contents.pictures,
     }
     write_json(out / BLOCKS / f"{block.name}.json", summary)
+    return summary
 
 
 def finished(out: Path, block: Block) -> dict[str, Any] | None:
@@ -111,7 +122,7 @@ def finished(out: Path, block: Block) -> dict[str, Any] | None:
         size = (out / f"{block.name}.tar").stat().st_size
     except FileNotFoundError:
         return None
-    return summary if summary["bytes"] == size else None
+    return summary if summary["bytes"] == size and "pictures" in summary else None
 
 
 def write_manifest(
@@ -119,22 +130,22 @@ def write_manifest(
     dataset: str,
     settings: dict[str, Any],
     blocks: list[Block],
+    summaries: list[dict[str, Any]],
     max_skipped: float,
     left_out: LeftOutCount,
 ) -> str:
-    """Write the manifest if every shard is finished, whichever rank made it; returns what to say of it, else "".
+    """Write the manifest of finished shards, whichever ranks made them; returns what to say of it.
 
     Raises:
         ValueError: a larger share of the samples than ``max_skipped`` was skipped.
     """
-    summaries = [finished(out, block) for block in blocks]
-    if None in summaries:
-        return ""
     tasks: Counter[str] = Counter()
     counts = dict.fromkeys(SPLITS, 0)
     shards, skipped = [], []
     for block, summary in zip(blocks, summaries, strict=True):
         skipped += skipped_of(summary)
+        for left in summary["left_out"]:
+            left_out.add(LeftOut(**left))
         tasks.update(summary["tasks"])
         counts[block.split] += summary["samples"]
         shards.append({"name": f"{block.name}.tar", **{key: summary[key] for key in ("samples", "bytes", "sha256")}})
@@ -149,9 +160,10 @@ def write_manifest(
         "left_out": left_out.listed(),
     }
     write_json(out / MANIFEST, manifest)
+    told = f"; {left_out}" if left_out.counts else ""
     return (
         f"{out}: {counts['train']} samples to train on and {counts['validation']} to validate with, in {len(shards)} "
-        f"shards; {len(skipped)} skipped{', named in its manifest' if skipped else ''}."
+        f"shards; {len(skipped)} skipped{', named in its manifest' if skipped else ''}{told}."
     )
 
 

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MANIFEST = "manifest.json"
 END_OF_TAR = 1024  # bytes of zeros, by which a whole file is told
@@ -105,22 +105,28 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
 
     Nothing is left behind when writing fails, as on a full disk; what killed runs left of this shard goes, too.
     """
-    from webdataset import TarWriter
-
     remove_leftovers(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    count = 0
     try:
         with open(beside, "wb") as file:
-            with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
-                for key, files in samples:
-                    writer.write({"__key__": key, **files})
-                    count += 1
+            count = write_samples(file, samples)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+    return count
+
+
+def write_samples(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """The same into an open file, which stays open."""
+    from webdataset import TarWriter
+
+    count = 0
+    with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
+        for key, files in samples:
+            writer.write({"__key__": key, **files})
+            count += 1
     return count
 
 

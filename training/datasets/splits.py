@@ -1,17 +1,13 @@
 """Which samples are built and which of them validate: chosen by hashes, so that it never depends on the machine."""
 
-import hashlib
 import heapq
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from functools import lru_cache
 
-from tqdm import tqdm
 from training.datasets.sources.builder import Item, chance
-from training.datasets.sources.files import Place
 from training.datasets.sources.folders import LeftOut, LeftOutCount
 
 logger = logging.getLogger("ipadapter_instruct")
@@ -24,14 +20,14 @@ def choose(
     validation: int,
     limit: int | None,
     seed: int,
-    hashes: dict[str, str] | None = None,
     left_out: LeftOutCount | None = None,
 ) -> dict[str, list[Item]]:
     """The items of each split, in the source's order, so that files are read one after another.
 
-    At most ``limit`` items are taken, at random. No group, and no picture file with the same bytes, is in both splits.
-    Exactly ``validation`` items validate, but no more than a tenth of all (at least one, where there are two groups).
-    ``hashes`` holds those of pictures that were read before; new ones are added. So is what is left out.
+    At most ``limit`` items are taken, at random. No group and no picture file is in both splits (those of the same
+    bytes are found when they are read: see `twins`). Exactly ``validation`` items validate, but no more than a tenth of
+    all (at least one, where there are two groups). Of tables, row groups are taken at random, so that few are read.
+    What is left out is counted in ``left_out``.
 
     Raises:
         ValueError: there are no items.
@@ -39,26 +35,29 @@ def choose(
     left_out = LeftOutCount() if left_out is None else left_out
     numbered: Iterable[tuple[int, Item]] = enumerate(left_out.taken_from(items))
     if limit is not None:
-        numbered = sorted(heapq.nsmallest(limit, numbered, key=lambda pair: chance(seed, pair[1].source_id)))
+        numbered = sorted(heapq.nsmallest(limit, numbered, key=lambda pair: _turn(seed, pair[1], pair[1].source_id)))
     chosen = list({item.source_id: item for _, item in numbered}.values())
     if not chosen:
         told = f": {left_out}" if left_out.counts else ""
         raise ValueError(f"The source holds no samples; check that its folders and files are the right ones{told}.")
     if not validation:
         return {"validation": [], "train": chosen}
-    chosen = merge_groups(chosen, {} if hashes is None else hashes)
-    held_out, left_out = _hold_out(chosen, validation, seed)
+    chosen = merge_groups(chosen)
+    held_out, rest = _hold_out(chosen, validation, seed)
     return {
         "validation": [item for item in chosen if item.source_id in held_out],
-        "train": [item for item in chosen if item.source_id not in held_out | left_out],
+        "train": [item for item in chosen if item.source_id not in held_out | rest],
     }
 
 
 def _hold_out(items: list[Item], validation: int, seed: int) -> tuple[set[str], set[str]]:
     """The ids that validate, and those that are left out because the rest of their group does."""
     groups: dict[str, list[str]] = defaultdict(list)
+    turns: dict[str, tuple[int, int]] = {}
     for item in items:
         groups[item.group].append(item.source_id)
+        if item.group not in turns:
+            turns[item.group] = _turn(seed, item, "validation", item.group)
     wanted = min(validation, max(1, len(items) // 10)) if len(groups) > 1 else 0
     if wanted < validation:
         logger.warning(
@@ -67,7 +66,7 @@ def _hold_out(items: list[Item], validation: int, seed: int) -> tuple[set[str], 
         )
     held_out: set[str] = set()
     too_large = []
-    for group in sorted(groups, key=lambda name: chance(seed, "validation", name)):
+    for group in sorted(groups, key=turns.__getitem__):
         if len(groups[group]) <= wanted - len(held_out):
             held_out.update(groups[group])
         else:
@@ -79,49 +78,38 @@ def _hold_out(items: list[Item], validation: int, seed: int) -> tuple[set[str], 
     return held_out.union(smallest[:cut]), set(smallest[cut:])
 
 
-def merge_groups(items: list[Item], hashes: dict[str, str]) -> list[Item]:
-    """The items, with groups that share a picture file, or files of the same bytes, made one."""
-    parents = {item.group: item.group for item in items}
+def _turn(seed: int, item: Item, *names: str) -> tuple[int, int]:
+    """Where something of an item stands in a random order, by its names; what is read together stands together."""
+    return _chance_of(seed, item.condition.read_with), chance(seed, *names)
 
-    def root(name: str) -> str:
-        while parents[name] != name:
+
+@lru_cache(maxsize=65536)
+def _chance_of(seed: int, read_with: str) -> int:
+    return chance(seed, "read with", read_with) if read_with else 0
+
+
+class Groups:
+    """Names that belong together, directly or by others (union-find)."""
+
+    def __init__(self) -> None:
+        self._parents: dict[str, str] = {}
+
+    def join(self, name: str, other: str) -> None:
+        name, other = self.root(name), self.root(other)
+        self._parents[max(name, other)] = min(name, other)
+
+    def root(self, name: str) -> str:
+        """The first of the names that belong to this one."""
+        parents = self._parents
+        while parents.setdefault(name, name) != name:
             parents[name] = name = parents[parents[name]]
         return name
 
-    contents = _contents(items, hashes)
-    owners: dict[Place | str, str] = {}
+
+def merge_groups(items: list[Item]) -> list[Item]:
+    """The items, with groups that share a picture file made one."""
+    groups, owners = Groups(), {}
     for item in items:
-        for place in _places(item):
-            other, mine = root(owners.setdefault(contents.get(place, place), item.group)), root(item.group)
-            parents[max(other, mine)] = min(other, mine)
-    return [item if item.group == root(item.group) else replace(item, group=root(item.group)) for item in items]
-
-
-def _places(item: Item) -> list[Place]:
-    return [item.condition] if item.target is None else [item.condition, item.target]
-
-
-def _contents(items: list[Item], known: dict[str, str]) -> dict[Place, str]:
-    """The hash of each picture; files whose size no other file has are not read, and unreadable ones left out.
-
-    ``known`` are hashes by place, size and time of the last change; new ones are added.
-    """
-    stats: dict[Path, os.stat_result] = {}
-    by_size: dict[int | None, list[Place]] = defaultdict(list)
-    for place in dict.fromkeys(place for item in items for place in _places(item)):
-        try:
-            if place.path not in stats:
-                stats[place.path] = place.path.stat()
-        except OSError:
-            continue
-        by_size[stats[place.path].st_size if place.row is None else None].append(place)
-    doubtful = [place for size, places in by_size.items() if size is None or len(places) > 1 for place in places]
-    hashes = {}
-    for place in tqdm(doubtful, desc="looking for pictures that are there twice", unit="picture", disable=None):
-        stat = stats[place.path]
-        key = f"{place.path}|{place.row}|{place.column}|{stat.st_size}|{stat.st_mtime_ns}"
-        try:
-            hashes[place] = known[key] = known.get(key) or hashlib.sha256(place.read()).hexdigest()
-        except ValueError:  # skipped, and listed, when its turn comes
-            continue
-    return hashes
+        for place in (item.condition, item.target or item.condition):
+            groups.join(owners.setdefault(place, item.group), item.group)
+    return [replace(item, group=groups.root(item.group)) for item in items]

@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from builds import Turned, build, commoncanvas, files_of, journeydb
+from builds import Turned, build, files_of, journeydb
 from PIL import Image
 from sources import make_commoncanvas
 from training.datasets import build as build_module
 from training.datasets.build import BuildConfig, run
-from training.datasets.ledger import Block, write_manifest
+from training.datasets.ledger import write_manifest
 from training.datasets.shards import Shards, Tally
-from training.datasets.sources.files import Place
 from training.datasets.sources.folders import LeftOutCount
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -87,7 +86,7 @@ def test_a_killed_build_goes_on_and_makes_nothing_twice(whole, tmp_path):
     expected = files_of(whole / "out")
     resumed = files_of(tmp_path / "out")
     assert resumed.keys() == expected.keys()
-    same = [name for name in expected if name not in ("manifest.json", "settings.json", "pictures.json")]
+    same = [name for name in expected if name not in ("manifest.json", "settings.json")]
     assert all(resumed[name] == expected[name] for name in same)
     assert resumed["settings.json"].decode() == settings
     targets = {"base": "base", "controlnet": "scribble", "size": 128, "batch_size": 7}
@@ -98,35 +97,12 @@ def test_a_killed_build_goes_on_and_makes_nothing_twice(whole, tmp_path):
     assert files_of(tmp_path / "out") == resumed, "nothing is left to do"
 
 
-@pytest.mark.parametrize("make", [commoncanvas, journeydb])
-def test_pictures_are_looked_through_for_twins_once(tmp_path, monkeypatch, make):
-    source = make(tmp_path / "source")
-    for path in (tmp_path / "source").rglob("*.jpg"):
-        os.truncate(path, 30_000)  # of one size, so that only their bytes tell them apart
-    read, real = [], Place.read
-    monkeypatch.setattr(Place, "read", lambda place: read.append(place) or real(place))
-    monkeypatch.setattr(build_module, "_build", lambda *_: None)
-    build(source, tmp_path / "out")
-    count = len(read)
-    assert count == len(set(read)) > 10
-    build(source, tmp_path / "out")
-    assert len(read) == count
-    touched = read[0].path
-    os.utime(touched, ns=(0, 0))
-    build(source, tmp_path / "out")
-    assert {place.path for place in read[count:]} == {touched}, "changed files are read again"
-    count = len(read)
-    (tmp_path / "out" / "pictures.json").write_text("{")
-    build(source, tmp_path / "out")
-    assert len(read) > count
-
-
 def test_two_ranks_make_what_one_makes(whole, tmp_path):
     (tmp_path / "source").symlink_to(whole / "source")
     ranks = [start(tmp_path, "out", RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     assert [rank.wait(120) for rank in ranks] == [0, 0]
     one, two = made(tmp_path, "out", 0), made(tmp_path, "out", 1)
-    assert len(one) == 3 + 5 + 5 + 2 and len(two) == 5 + 5 + 5 and not set(one) & set(two)
+    assert len(one) == 3 + 5 + 5 and len(two) == 5 + 5 + 5 + 2 and not set(one) & set(two)
     expected, shared = files_of(whole / "out"), files_of(tmp_path / "out")
     assert shared.keys() == expected.keys()
     assert all(shared[name] == expected[name] for name in expected if name.endswith(".tar") or "blocks" in name)
@@ -178,11 +154,7 @@ def test_a_few_bad_pictures_are_skipped_counted_and_named(tmp_path, capsys):
 
 
 def test_the_manifest_is_told_of_by_the_command_alone(tmp_path, capsys):
-    none = LeftOutCount()
-    assert write_manifest(tmp_path, "own", {}, [Block("train-00000", "train", [])], 0.0, none) == "", (
-        "a shard is missing"
-    )
-    said = write_manifest(tmp_path, "own", {}, [], 0.0, none)
+    said = write_manifest(tmp_path, "own", {}, [], [], 0.0, LeftOutCount())
     assert said == f"{tmp_path}: 0 samples to train on and 0 to validate with, in 0 shards; 0 skipped."
     assert capsys.readouterr().out == ""
 

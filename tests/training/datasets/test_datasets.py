@@ -54,7 +54,7 @@ def test_replication_is_the_picture_with_its_own_prompt(tmp_path):
     assert [item.source_id for item in items] == [
         f"./00{n % 2}/{name}.jpg" for n, (name, _, _) in enumerate(variants(4))
     ]
-    sample = source.make(items[1], size=512)
+    sample = source.make(items[1], items[1].read(), size=512)
     assert sample.target is None and sample.task is Task.EVERYTHING
     assert sample.condition == (folder / "imgs" / "001" / "cat-0.jpg").read_bytes(), "a small JPEG stays as it is"
     assert sample.prompt == sample.condition_prompt == "a close portrait of a tabby cat, cinematic light --ar 3:2"
@@ -79,10 +79,10 @@ def test_style_pairs_pictures_with_titles_of_the_art_list(tmp_path):
     assert len(items) == 12 and set(prompts) < set(titles)
     assert len(set(prompts)) == 12, "no prompt comes again before all are used"
     assert [item.prompt for item in source.plan(1)] != prompts, "another seed, other prompts"
-    conditions = [source.make(item, size=0).condition for item in items]
+    conditions = [source.make(item, item.read(), size=0).condition for item in items]
     expected = [jpeg(image) for _, _, image in variants(12)]
     assert conditions == expected[0::2] + expected[1::2], "file after file, across row groups"
-    sample = source.make(items[0], size=128)
+    sample = source.make(items[0], items[0].read(), size=128)
     assert sample.target is None and sample.task is Task.STYLE
     assert source.guide(sample) == decode_picture(sample.condition)
     assert source.described(sample, "a cat").prompt == sample.prompt, (
@@ -109,7 +109,7 @@ def test_an_object_is_cut_out_by_its_box_and_padded_to_a_square(tmp_path):
     cup = items[1]
     x, y, width, height = OBJECTS["coffee"][0][1]  # 239 by 289
     assert cup.source_id == "000000000002.jpg#2" and cup.box == (x, y, x + width, y + height)
-    sample = source.make(cup, size=0)
+    sample = source.make(cup, cup.read(), size=0)
     assert sample.target == (tmp_path / "images" / "000000000002.jpg").read_bytes()
     assert sample.prompt in (PHOTOGRAPHS["coffee"][1], f"A photograph of {PHOTOGRAPHS['coffee'][1]}.")
     condition = pixels(sample.condition)
@@ -121,13 +121,15 @@ def test_an_object_is_cut_out_by_its_box_and_padded_to_a_square(tmp_path):
         assert np.abs(padding - np.float32(cup.colour)).max() < 6
     colours = {item.colour for item in items}
     assert len(colours) == len(items), "a colour for each object"
-    assert decode_picture(source.make(cup, size=128).condition).size == (128, 128)
+    assert decode_picture(source.make(cup, cup.read(), size=128).condition).size == (128, 128)
 
 
 def test_a_mask_blanks_what_is_beside_the_object(tmp_path):
     source = coco(make_coco(tmp_path), mask=True)
     flower = next(item for item in plan(source) if item.subject == "potted plant")
-    condition = pixels(source.make(flower, size=0).condition)  # 275 by 273, an ellipse that fills the box
+    condition = pixels(
+        source.make(flower, flower.read(), size=0).condition
+    )  # 275 by 273, an ellipse that fills the box
     across, down = np.meshgrid((np.arange(275) + 0.5) / 275 * 2 - 1, (np.arange(273) + 0.5) / 273 * 2 - 1)
     radius = across**2 + down**2
     crop = condition[1:274]
@@ -144,7 +146,9 @@ def test_a_mask_may_be_run_lengths(tmp_path):
     cat["segmentation"] = {"size": [300, 451], "counts": [300 * 200, 300 * 100, 300 * 151]}  # columns 200 to 299
     (tmp_path / "instances.json").write_text(json.dumps(instances))
     item = plan(source)[0]
-    condition = pixels(source.make(item, size=0).condition)  # box 33..377, so the object's columns are 167 to 266
+    condition = pixels(
+        source.make(item, item.read(), size=0).condition
+    )  # box 33..377, so the object's columns are 167 to 266
     top = (344 - 282) // 2
     whole = np.asarray(photograph("cat"))
     assert_alike(condition[top : top + 282, 169:265], whole[:282, 202:298])
@@ -167,7 +171,7 @@ def test_composition_follows_the_edges_of_the_captioned_picture(tmp_path):
     items = plan(source)
     rows = variants(12)
     assert [item.prompt for item in items] == [caption for _, caption, _ in rows[0::2] + rows[1::2]]
-    sample = source.make(items[0], size=512)
+    sample = source.make(items[0], items[0].read(), size=512)
     assert sample.condition == jpeg(rows[0][2]) and sample.target is None and sample.task is Task.COMPOSITION
     assert sample.condition_prompt == sample.prompt
     assert source.guide(sample) == edge_map(decode_picture(sample.condition), 256)
@@ -185,7 +189,7 @@ def test_faces_are_pairs_of_one_identity_half_of_them_zoomed(tmp_path):
     assert sum(item.zoom is not None for item in items) == 10
     assert [sum(item.zoom is not None for item in plan(celeba(tmp_path, zoomed=share))) for share in (0, 1)] == [0, 20]
     plain = next(item for item in items if item.zoom is None)
-    assert source.make(plain, size=0).condition == plain.condition.path.read_bytes()
+    assert source.make(plain, plain.read(), size=0).condition == plain.condition.path.read_bytes()
     assert [item.source_id for item in source.plan(1)] != [item.source_id for item in items], "another seed"
 
 
@@ -195,8 +199,8 @@ def test_zoom_shows_the_face_in_the_wild(tmp_path):
     x, y, width, height = FACE_BOX  # 105 by 130, with all landmarks in it
     left = x + width / 2 - height / 2
     expected = Image.open(item.condition.path).crop((round(left), y, round(left) + 130, y + 130))
-    assert_alike(pixels(source.make(item, size=0).condition), np.asarray(expected))
-    small = decode_picture(source.make(item, size=64).condition)
+    assert_alike(pixels(source.make(item, item.read(), size=0).condition), np.asarray(expected))
+    small = decode_picture(source.make(item, item.read(), size=64).condition)
     assert small.size == (64, 64)
 
 
@@ -215,7 +219,7 @@ def test_zoom_shows_the_face_in_aligned_pictures(tmp_path):
     x, y, side = item.zoom
     # Eyes at height 111 and mouth at 153: 42 apart, more than the 37 between the eyes.
     assert (x, y, side) == pytest.approx(((69 + 106 + 73 + 108) / 4, 132, 2.8 * 42))
-    condition = decode_picture(source.make(item, size=0).condition)
+    condition = decode_picture(source.make(item, item.read(), size=0).condition)
     assert condition.size == (118, 118)
     expected = Image.open(item.condition.path).crop((89 - 59, 132 - 59, 89 + 59, 132 + 59))
     assert_alike(np.asarray(condition, dtype=np.float32), np.asarray(expected))
@@ -248,7 +252,7 @@ def test_own_data_from_a_file(tmp_path):
     source = Own(data=folder / "samples.jsonl")
     items = plan(source)
     assert [item.task for item in items[:3]] == [Task.EVERYTHING, Task.STYLE, Task.OBJECT]
-    whole, styled, thing = (source.make(item, size=0) for item in items[:3])
+    whole, styled, thing = (source.make(item, item.read(), size=0) for item in items[:3])
     assert whole.target is None and whole.condition == (folder / "files/astronaut-0.jpg").read_bytes()
     assert styled.target == (folder / "files/cat-0-target.jpg").read_bytes()
     assert thing.subject == "coffee" and thing.prompt == PHOTOGRAPHS["coffee"][1]
@@ -272,4 +276,4 @@ def test_own_data_from_a_folder_of_captioned_pictures(tmp_path):
     assert len(items) == 10 and {item.task for item in items} == {Task.STYLE}
     by_id = {item.source_id: item for item in items}
     assert by_id["part1/cat-0.jpg"].prompt == PHOTOGRAPHS["cat"][1]
-    assert source.make(by_id["part1/cat-0.jpg"], size=0).target is None
+    assert source.make(by_id["part1/cat-0.jpg"], by_id["part1/cat-0.jpg"].read(), size=0).target is None

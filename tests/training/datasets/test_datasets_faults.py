@@ -174,13 +174,13 @@ def test_pictures_that_do_not_fit_their_annotation_are_not_used(tmp_path):
     item = next(iter(source.plan(0)))
     save(item.condition.path, Image.new("RGB", (300, 451)))
     with pytest.raises(ValueError, match=r"has \(300, 451\) pixels, not \(451, 300\)"):
-        source.make(item, 512)
+        source.make(item, item.read(), 512)
     faces = celeba(make_celeba(tmp_path / "faces"), zoomed=1)
     item = next(iter(faces.plan(0)))
     save(item.condition.path, Image.new("RGB", (20, 20)))
     with pytest.raises(ValueError, match="outside of its 20 by 20 pixels: boxes and list_landmarks_celeba belong to"):
-        faces.make(item, 512)
+        faces.make(item, item.read(), 512)
     save(item.condition.path, Image.open(item.target.path))
     item.target.path.write_bytes(item.condition.path.read_bytes())
     with pytest.raises(ValueError, match="condition and target are the same picture"):
-        faces.make(item, 512)
+        faces.make(item, item.read(), 512)

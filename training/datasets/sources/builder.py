@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
@@ -33,6 +33,20 @@ class Item:
     subject: str = ""
     condition_prompt: str = ""
 
+    def read(self) -> "Pictures":
+        """Its encoded pictures, each read once. Raises ValueError where one is not there."""
+        condition = self.condition.read()
+        if self.target is None or self.target == self.condition:
+            return Pictures(condition, condition if self.target else None)
+        return Pictures(condition, self.target.read())
+
+
+class Pictures(NamedTuple):
+    """The encoded pictures of an item, as the source holds them."""
+
+    condition: bytes
+    target: bytes | None
+
 
 class Source(BaseModel):
     """A source dataset: the settings of its builder."""
@@ -49,19 +63,19 @@ class Source(BaseModel):
         """
         raise NotImplementedError
 
-    def condition(self, item: Item, size: int) -> bytes:
+    def condition(self, item: Item, content: bytes, size: int) -> bytes:
         """The condition picture as it goes into the shard, encoded. Raises ValueError for a bad picture."""
-        return kept(item.condition.read(), size)
+        return kept(content, size)
 
-    def make(self, item: Item, size: int) -> Sample:
+    def make(self, item: Item, pictures: Pictures, size: int) -> Sample:
         """One sample, its pictures with a short side of at most ``size``; a generated target is still missing.
 
         Raises:
-            ValueError: a picture is damaged, missing or not as the annotations say.
+            ValueError: a picture is damaged or not as the annotations say.
         """
         return Sample(
-            condition=self.condition(item, size),
-            target=None if item.target is None else kept(item.target.read(), size),
+            condition=self.condition(item, pictures.condition, size),
+            target=None if pictures.target is None else kept(pictures.target, size),
             prompt=item.prompt,
             task=item.task,
             source_id=item.source_id,

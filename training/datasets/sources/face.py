@@ -10,7 +10,7 @@ from typing import Literal
 from ipadapter_instruct_core.tasks import Task
 from pydantic import Field
 from training.datasets.sample import Sample, decode_picture, encode_picture
-from training.datasets.sources.builder import Item, Source, chance
+from training.datasets.sources.builder import Item, Pictures, Source, chance
 from training.datasets.sources.files import Place, read_text, shrunk
 from training.datasets.sources.folders import LeftOut, Listing, inside, missing_from
 
@@ -91,10 +91,10 @@ class Face(Source):
         boxes = _table(self.boxes, "list_bbox_celeba.txt", BOX)
         return {name: _wild_square(boxes[name], values) for name, values in points.items() if name in boxes}
 
-    def condition(self, item: FaceItem, size: int) -> bytes:
+    def condition(self, item: FaceItem, content: bytes, size: int) -> bytes:
         if item.zoom is None:
-            return super().condition(item, size)
-        image = decode_picture(item.condition.read())
+            return super().condition(item, content, size)
+        image = decode_picture(content)
         x, y, side = item.zoom
         if not (0 <= x < image.width and 0 <= y < image.height):
             raise ValueError(
@@ -106,10 +106,10 @@ class Face(Source):
         top = min(max(0, round(y - side / 2)), image.height - side)
         return encode_picture(shrunk(image.crop((left, top, left + side, top + side)), size))
 
-    def make(self, item: FaceItem, size: int) -> Sample:
-        if item.condition.read() == item.target.read():
+    def make(self, item: FaceItem, pictures: Pictures, size: int) -> Sample:
+        if pictures.condition == pictures.target:
             raise ValueError("condition and target are the same picture")
-        return super().make(item, size)
+        return super().make(item, pictures, size)
 
 
 def _aligned_square(values: Sequence[int]) -> Square:

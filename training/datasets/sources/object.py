@@ -110,8 +110,8 @@ class Object(Source):
             colour=(choice.randrange(256), choice.randrange(256), choice.randrange(256)),
         )
 
-    def condition(self, item: ObjectItem, size: int) -> bytes:
-        image = decode_picture(item.condition.read())
+    def condition(self, item: ObjectItem, content: bytes, size: int) -> bytes:
+        image = decode_picture(content)
         if image.size != item.size:
             raise ValueError(f"the picture has {image.size} pixels, not {item.size} as its annotation says")
         if self.mask:
