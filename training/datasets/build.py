@@ -27,7 +27,7 @@ from training.datasets.ledger import (
     skipped_of,
     write_manifest,
 )
-from training.datasets.sample import Sample, encode_picture
+from training.datasets.sample import Sample, encode_picture, picture_size
 from training.datasets.shards import MANIFEST, Tally, ranks, write_shard
 from training.datasets.sources.builder import Item, chance
 from training.datasets.sources.composition import Composition
@@ -68,11 +68,13 @@ class BuildConfig(BaseModel):
     validation: int = Field(1000, ge=0)
     """Samples held out for validation; of a small source a tenth."""
     prompts: Literal["source", "endpoint"] = "source"
-    """Prompts as they come with the source, or from an endpoint that looks at the pictures."""
+    """Prompts as they come with the source, or from an endpoint, to which the pictures are sent."""
     endpoint: Endpoint = Endpoint()
     """The endpoint that writes prompts."""
     size: int = Field(512, ge=0)
     """Pictures are shrunk to a short side of this many pixels and kept as JPEG; 0 keeps the source's bytes."""
+    smallest_side: int = Field(0, ge=0)
+    """A sample is left out, counted and named, where a picture of its source has a shorter side than this in pixels."""
     samples_per_shard: int = Field(500, ge=1)
     """Samples in a shard, which is also what an interruption can cost at most."""
     max_skipped: float = Field(0.05, ge=0, le=1)
@@ -222,6 +224,8 @@ def _prepare(config: BuildConfig, item: Item) -> Prepared:
     """The item with its sample and what a generated target follows, or with why it is skipped."""
     try:
         pictures = item.read()
+        if any(min(picture_size(content)) < config.smallest_side for content in pictures if content):
+            return Prepared(item, LeftOut(item.source_id, f"a short side is under {config.smallest_side} pixels"))
         sample = config.source.make(item, pictures, config.size)
         guide = config.source.guide(sample) if config.source.generated else None
     except ValueError as error:

@@ -122,7 +122,7 @@ def finished(out: Path, block: Block) -> dict[str, Any] | None:
         size = (out / f"{block.name}.tar").stat().st_size
     except FileNotFoundError:
         return None
-    return summary if summary["bytes"] == size and "pictures" in summary else None
+    return summary if summary["bytes"] == size else None
 
 
 def write_manifest(

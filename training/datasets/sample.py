@@ -2,10 +2,17 @@
 
 import io
 import json
+import warnings
 from dataclasses import asdict, dataclass
 
+import numpy as np
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
+
+# What Pillow may decode here: of its other formats some start other programs (EPS) or are rarely looked after.
+FORMATS = ("JPEG", "PNG", "WEBP")
+MOST_PIXELS = 120_000_000  # the largest cameras' pictures; decoded, 360 MB
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of smaller ones
 
 
 @dataclass(frozen=True)
@@ -57,22 +64,45 @@ class Sample:
 
 
 def decode_picture(content: bytes) -> Image.Image:
-    """A whole RGB picture, upright as its EXIF says, transparency laid on white.
+    """A whole RGB picture, upright as its EXIF says, transparency laid on white; 16 bits are scaled to 8.
 
     Raises:
-        ValueError: the bytes are no picture, or are cut short.
+        ValueError: the bytes are no picture in one of `FORMATS`, are cut short, or are of more than `MOST_PIXELS`.
     """
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
+    image = _opened(content)
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # grey in 16 bits, which `convert` cuts off at 255
+            return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().astype(np.uint8)).convert("RGB")
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return image.convert("RGB")
-    except UnidentifiedImageError as error:  # its own text names an address in memory
-        raise ValueError("it is no picture file") from error
     except Exception as error:  # on damaged files Pillow raises of nearly every kind: struct.error, TypeError, …
+        raise ValueError(f"the picture cannot be read ({error})") from error
+
+
+def picture_size(content: bytes) -> tuple[int, int]:
+    """Width and height of an encoded picture as it is stored, by its header. Raises what `decode_picture` raises."""
+    return _opened(content).size
+
+
+def _opened(content: bytes) -> Image.Image:
+    """A picture of which only the header was read."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise Image.DecompressionBombError
+        return image
+    except Image.DecompressionBombError:  # Pillow's own, too, of still larger ones
+        raise ValueError(f"it has more than the {MOST_PIXELS // 10**6} million pixels that are read") from None
+    except UnidentifiedImageError as error:  # its own text names an address in memory
+        raise ValueError("it is no picture file in JPEG, PNG or WebP") from error
+    except Exception as error:
         raise ValueError(f"the picture cannot be read ({error})") from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from builds import Turned, build, files_of, journeydb
 from PIL import Image
-from sources import make_commoncanvas
+from sources import make_commoncanvas, photograph, save
 from training.datasets import build as build_module
 from training.datasets.build import BuildConfig, run
 from training.datasets.ledger import write_manifest
@@ -133,8 +133,8 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "train_anno.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     reasons = (
         (cut, "the picture cannot be read (image file is truncated"),
-        (page, "it is no picture file"),
-        (empty, "it is no picture file"),
+        (page, "it is no picture file in JPEG, PNG or WebP"),
+        (empty, "it is no picture file in JPEG, PNG or WebP"),
         (unnamed, "it has no prompt"),
     )
     return {f"./{path.relative_to(folder / 'imgs').as_posix()}": why for path, why in reasons}
@@ -220,6 +220,7 @@ def test_a_wrong_setting_may_be_mended_while_nothing_is_built(tmp_path):
 def test_a_changed_source_and_a_folder_of_others_are_told(tmp_path):
     source = journeydb(tmp_path / "source", 6)
     build(source, tmp_path / "out")
+    save(tmp_path / "source" / "imgs" / "000" / "new.jpg", photograph("cat"))
     with open(tmp_path / "source" / "train_anno.jsonl", "a") as file:
         file.write(json.dumps({"img_path": "./000/new.jpg", "prompt": "new"}) + "\n")
     with pytest.raises(ValueError, match="The source has changed since the build in .*out began"):

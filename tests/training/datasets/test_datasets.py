@@ -186,9 +186,12 @@ def test_faces_are_pairs_of_one_identity_half_of_them_zoomed(tmp_path):
         condition, target = item.condition.path.name, item.target.path.name
         assert condition != target and identities[condition] == identities[target]
         assert item.group == f"identity-{identities[target]}"
-    assert sum(item.zoom is not None for item in items) == 10
-    assert [sum(item.zoom is not None for item in plan(celeba(tmp_path, zoomed=share))) for share in (0, 1)] == [0, 20]
-    plain = next(item for item in items if item.zoom is None)
+    assert sum(item.cuts[0] is not None for item in items) == 10
+    assert [sum(item.cuts[0] is not None for item in plan(celeba(tmp_path, zoomed=share))) for share in (0, 1)] == [
+        0,
+        20,
+    ]
+    plain = next(item for item in items if item.cuts[0] is None)
     assert source.make(plain, plain.read(), size=0).condition == plain.condition.path.read_bytes()
     assert [item.source_id for item in source.plan(1)] != [item.source_id for item in items], "another seed"
 
@@ -216,7 +219,7 @@ def test_zoom_shows_the_face_in_aligned_pictures(tmp_path):
     (tmp_path / "identity_CelebA.txt").write_text("\n".join(f"{n:06d}.jpg {(n - 1) // 4}" for n in range(1, 9)))
     source = celeba(tmp_path, zoomed=1)
     item = plan(source)[0]
-    x, y, side = item.zoom
+    x, y, side = item.cuts[0]
     # Eyes at height 111 and mouth at 153: 42 apart, more than the 37 between the eyes.
     assert (x, y, side) == pytest.approx(((69 + 106 + 73 + 108) / 4, 132, 2.8 * 42))
     condition = decode_picture(source.make(item, item.read(), size=0).condition)
@@ -277,3 +280,29 @@ def test_own_data_from_a_folder_of_captioned_pictures(tmp_path):
     by_id = {item.source_id: item for item in items}
     assert by_id["part1/cat-0.jpg"].prompt == PHOTOGRAPHS["cat"][1]
     assert source.make(by_id["part1/cat-0.jpg"], by_id["part1/cat-0.jpg"].read(), size=0).target is None
+
+
+def test_pictures_in_the_wild_are_cut_to_the_largest_square_around_the_face(tmp_path):
+    """The middle square of a tall picture, which training and CLIP see, may have no face in it."""
+    make_celeba(tmp_path)
+    faces = {}
+    for path in sorted((tmp_path / "img_celeba").iterdir()):
+        tall = Image.new("RGB", (300, 900), "navy")
+        tall.paste(Image.open(path).resize((200, 200)), (20, 60))
+        save(path, tall)
+        faces[path.name] = "90 130 60 60"
+    points = dict.fromkeys(faces, "100 140 140 140 120 150 105 170 135 170")
+    for name, rows in (("list_bbox_celeba.txt", faces), ("list_landmarks_celeba.txt", points)):
+        header = (tmp_path / name).read_text().splitlines()[:2]
+        (tmp_path / name).write_text("\n".join([*header, *(f"{picture} {row}" for picture, row in rows.items())]))
+    source = celeba(tmp_path, wild=True, zoomed=0.5)
+    for item in plan(source)[:4]:
+        sample = source.make(item, item.read(), size=0)
+        whole = np.asarray(Image.open(item.target.path))
+        # The face's middle is at height 160: 300 pixels around it are rows 10 to 309.
+        assert_alike(pixels(sample.target), whole[10:310])
+        condition = np.asarray(Image.open(item.condition.path))
+        is_zoomed = decode_picture(sample.condition).size == (60, 60)
+        expected = condition[130:190, 90:150] if is_zoomed else condition[10:310]
+        assert_alike(pixels(sample.condition), expected)
+    assert sum(decode_picture(source.make(i, i.read(), 0).condition).width == 60 for i in plan(source)) * 2 == 24

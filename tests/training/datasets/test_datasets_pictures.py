@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pyarrow
@@ -14,7 +17,7 @@ from sources import (
     jpeg,
     photograph,
 )
-from training.datasets.sample import decode_picture
+from training.datasets.sample import decode_picture, picture_size
 from training.datasets.sources.files import kept, pictures_in, texts_in
 from training.datasets.targets.canny import edge_map
 
@@ -85,3 +88,65 @@ def test_parquet_pictures_are_read_row_by_row(tmp_path):
     )
     parquet.write_table(pyarrow.table({"jpg": contents}), tmp_path / "bare.parquet", row_group_size=4)
     assert [place.read() for _, place, _ in pictures_in(tmp_path / "bare.parquet")] == contents
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def bare_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG written by hand: Pillow writes no 16-bit grey with alpha and no picture without pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("form", ["EPS", "TIFF", "GIF", "BMP", "PPM", "ICNS", "PDF", "DDS"])
+def test_no_other_format_is_decoded(tmp_path, form):
+    """Pillow hands an EPS, for one, to Ghostscript: code of a stranger's picture would run."""
+    content = encoded(photograph("cat").resize((64, 64)), form)
+    with pytest.raises(ValueError, match="it is no picture file in JPEG, PNG or WebP"):
+        decode_picture(content)
+    parquet.write_table(pyarrow.table({"jpg": [content], "caption": ["a cat"]}), tmp_path / "a.parquet")
+    ((_, place, _),) = pictures_in(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no picture file in JPEG"):
+        kept(place.read(), 64)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "MPO"])
+def test_these_formats_are_decoded(form):
+    """MPO is what some telephones and stereo cameras write: a JPEG with more pictures behind it."""
+    assert_alike(pixels(encoded(photograph("cat"), form)), np.asarray(photograph("cat")), 12)
+
+
+@pytest.mark.parametrize("side", [11_000, 20_000, 200_000])
+def test_a_size_is_checked_before_there_are_pixels(side):
+    content = bare_png(side, side, 1, 0, b"")
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="more than the 120 million pixels that are read"):
+        decode_picture(content)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (4, 2), (2, 3), (6, 4)], ids=["L", "LA", "RGB", "RGBA"])
+def test_pictures_of_16_bits_keep_their_brightness(colour, channels):
+    values = np.linspace(0, 65535, 64)
+    row = np.repeat(values[:, None], channels, 1)
+    if channels in (2, 4):
+        row[:, -1] = 65535
+    content = bare_png(64, 2, 16, colour, (b"\x00" + row.astype(">u2").tobytes()) * 2)
+    read = np.asarray(decode_picture(content), np.float32)
+    assert read.shape == (2, 64, 3) and np.abs(read - (values / 257)[None, :, None]).max() <= 1
+    assert abs(read.mean() - 127.5) < 1
+
+
+def test_the_size_is_read_from_the_header():
+    assert picture_size(encoded(photograph("coffee"), "PNG")) == (600, 400)
+    with pytest.raises(ValueError, match="no picture file"):
+        picture_size(b"<html>")

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 
 import pytest
-from builds import build, celeba, coco, journeydb, own_file, own_folder, samples_of
+from builds import Turned, build, celeba, coco, commoncanvas, journeydb, own_file, own_folder, samples_of, styles
 from ipadapter_instruct_core.tasks import Task
 from sources import make_own, photograph, save, variants
+from training.datasets.sample import decode_picture
 from training.datasets.sources.files import pictures_in, texts_in
 from training.datasets.sources.folders import LeftOut, LeftOutCount
 from training.datasets.sources.own import Own
@@ -152,6 +153,27 @@ def test_a_folder_that_cannot_be_looked_into_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(ValueError, match="part0 cannot be looked into .Permission denied.; see to its permissions"):
         list(Own(data=source["data"], task=Task.STYLE).plan(0))
+
+
+@pytest.mark.parametrize(
+    "make", [journeydb, celeba, coco, commoncanvas, styles, own_file], ids=lambda make: make.__name__
+)
+def test_small_pictures_are_left_out_counted_and_named(tmp_path, make, capsys):
+    source = make(tmp_path / "source")
+    whole = build(source, tmp_path / "whole", Turned(), validation=0, size=0, smallest_side=0)
+    sides = {}
+    for sample in samples_of(tmp_path / "whole", "train"):
+        read = [sample.condition] if make is not coco else []  # of which the cut-out may be small
+        read += [sample.target] if sample.target and make not in (commoncanvas, styles) else []
+        sides[sample.source_id] = min(min(decode_picture(content).size) for content in read)
+    limit = sorted(sides.values())[len(sides) // 2] + (len(set(sides.values())) == 1)
+    small = {name for name, side in sides.items() if side < limit}
+    manifest = build(source, tmp_path / "out", Turned(), validation=0, size=0, smallest_side=limit, max_skipped=0)
+    assert manifest["skipped"] == [] and small and sum(manifest["counts"].values()) == len(sides) - len(small)
+    (left,) = manifest["left_out"]
+    assert set(left["names"]) == small and left["count"] == len(small) and f"under {limit} pixels" in left["why"]
+    assert f"{len(small)} left out, since a short side is under {limit} pixels" in capsys.readouterr().out
+    assert whole["left_out"] == []
 
 
 def test_left_out_is_told_with_three_names():

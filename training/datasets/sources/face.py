@@ -1,5 +1,6 @@
 """Face: pairs of pictures of one identity, half of the conditions zoomed to the face (CelebA; paper, Sec. 3.4)."""
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -26,22 +27,25 @@ Square = tuple[float, float, float]  # middle x, middle y, side; pixels
 
 @dataclass(frozen=True, kw_only=True)
 class FaceItem(Item):
-    """``zoom`` is the square to cut out of the condition; None takes it whole."""
+    """``cuts`` are the squares to cut out of condition and target; None takes one whole."""
 
-    zoom: Square | None
+    cuts: tuple[Square | None, Square | None]
 
 
 class Face(Source):
-    """CelebA: pairs of different pictures of one identity, half of the conditions zoomed to the face."""
+    """CelebA: pairs of different pictures of one identity, half of the conditions zoomed to the face.
+
+    In-the-wild pictures are cut to the largest square around the face, since training and CLIP see the middle square.
+    """
 
     kind: Literal["face"] = "face"
     """Which source this is."""
     identities: Path
     """identity_CelebA.txt."""
     images: Path
-    """Folder of the pictures: img_align_celeba, or img_celeba with --boxes."""
+    """Folder of the pictures: img_celeba with --boxes, or img_align_celeba, whose 178 by 218 pixels are few."""
     landmarks: Path
-    """list_landmarks_align_celeba.txt, or list_landmarks_celeba.txt with --boxes."""
+    """list_landmarks_celeba.txt with --boxes, or list_landmarks_align_celeba.txt."""
     boxes: Path | None = None
     """list_bbox_celeba.txt, which belongs to the in-the-wild pictures; left out, the pictures are the aligned ones."""
     attributes: Path | None = None
@@ -71,8 +75,9 @@ class Face(Source):
             for condition, target in pairs[: self.pairs_per_identity]:
                 zoom = int((count + 1) * self.zoomed) > int(count * self.zoomed)
                 count += 1
-                if condition not in squares:
-                    raise ValueError(f"{self.landmarks} or the boxes have no line for {condition}; get them again.")
+                for name in (condition, target):
+                    if name not in squares:
+                        raise ValueError(f"{self.landmarks} or the boxes have no line for {name}; get them again.")
                 yield FaceItem(
                     source_id=f"{condition}>{target}",
                     group=f"identity-{identity}",
@@ -80,8 +85,15 @@ class Face(Source):
                     condition=Place(inside(self.images, condition)),
                     target=Place(inside(self.images, target)),
                     prompt=attributes.get(target, "a photo of a person"),
-                    zoom=squares[condition] if zoom else None,
+                    cuts=(
+                        squares[condition] if zoom else self._frame(squares[condition]),
+                        self._frame(squares[target]),
+                    ),
                 )
+
+    def _frame(self, square: Square) -> Square | None:
+        """As large a square as there is around a face; aligned pictures have theirs in the middle."""
+        return None if self.boxes is None else (*square[:2], math.inf)
 
     def _squares(self) -> dict[str, Square]:
         """The square of the face in each picture."""
@@ -91,25 +103,27 @@ class Face(Source):
         boxes = _table(self.boxes, "list_bbox_celeba.txt", BOX)
         return {name: _wild_square(boxes[name], values) for name, values in points.items() if name in boxes}
 
-    def condition(self, item: FaceItem, content: bytes, size: int) -> bytes:
-        if item.zoom is None:
-            return super().condition(item, content, size)
-        image = decode_picture(content)
-        x, y, side = item.zoom
-        if not (0 <= x < image.width and 0 <= y < image.height):
-            raise ValueError(
-                f"its face lies at {x:.0f}, {y:.0f}, outside of its {image.width} by {image.height} pixels: boxes and "
-                "list_landmarks_celeba belong to in-the-wild pictures, list_landmarks_align_celeba to aligned ones"
-            )
-        side = max(1, min(round(side), *image.size))
-        left = min(max(0, round(x - side / 2)), image.width - side)
-        top = min(max(0, round(y - side / 2)), image.height - side)
-        return encode_picture(shrunk(image.crop((left, top, left + side, top + side)), size))
-
     def make(self, item: FaceItem, pictures: Pictures, size: int) -> Sample:
         if pictures.condition == pictures.target:
             raise ValueError("condition and target are the same picture")
-        return super().make(item, pictures, size)
+        cut = [_cut(content, square, size) for content, square in zip(pictures, item.cuts, strict=True)]
+        return super().make(item, Pictures(*cut), size)
+
+
+def _cut(content: bytes, square: Square | None, size: int) -> bytes:
+    """The square out of an encoded picture, moved and shrunk to lie within it; encoded."""
+    if square is None:
+        return content
+    image, (x, y, side) = decode_picture(content), square
+    if not (0 <= x < image.width and 0 <= y < image.height):
+        raise ValueError(
+            f"its face lies at {x:.0f}, {y:.0f}, outside of its {image.width} by {image.height} pixels: boxes and "
+            "list_landmarks_celeba belong to in-the-wild pictures, list_landmarks_align_celeba to aligned ones"
+        )
+    side = max(1, round(min(side, *image.size)))
+    left = min(max(0, round(x - side / 2)), image.width - side)
+    top = min(max(0, round(y - side / 2)), image.height - side)
+    return encode_picture(shrunk(image.crop((left, top, left + side, top + side)), size))
 
 
 def _aligned_square(values: Sequence[int]) -> Square:
