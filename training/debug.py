@@ -105,7 +105,7 @@ def save_open_clip(folder: Path, seed: int = 1) -> Path:
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(CLIP(**OPEN_CLIP).state_dict(), folder / "open_clip_model.safetensors")
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP}))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP}), encoding="utf-8")
     return folder
 
 
@@ -155,7 +155,7 @@ def save_pictures(folder: Path, samples: int = SAMPLES) -> Path:
         if made.task.value == "object":
             line["subject"] = made.condition.subject
         lines.append(json.dumps(line) + "\n")
-    (folder / "samples.jsonl").write_text("".join(lines))
+    (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 

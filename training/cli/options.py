@@ -6,10 +6,12 @@ import difflib
 import functools
 import io
 import operator
+import os
 import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -51,13 +53,24 @@ def parse_options(kind: type[BaseModel], arguments: Sequence[str], program: str,
                 registry=REGISTRY,
                 **options,
             )
-        return kind(**values)
+        return at_home(kind(**values))
     except ValidationError as error:
         raise ValueError(why_invalid(kind, error)) from None
     except SystemExit as error:
         if not error.code:
             raise
         raise ValueError(f"{_unboxed(told.getvalue())}; see `{program} --help`.") from None
+
+
+def at_home(value: Any) -> Any:
+    """Settings whose paths that begin with ``~`` begin with the home folder, as no shell has made them in a file."""
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: at_home(getattr(value, name)) for name in type(value).model_fields})
+    if isinstance(value, dict):
+        return {key: at_home(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(at_home, value))
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _unboxed(box: str) -> str:

@@ -49,7 +49,7 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
         write_json(out / SETTINGS, settings)
         return
     try:
-        before = _flat(json.loads((out / SETTINGS).read_text()))
+        before = _flat(json.loads((out / SETTINGS).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"{out} holds shards that no build was begun with; name an empty folder.") from None
     now = _flat(settings)
@@ -118,7 +118,7 @@ def finish_block(out: Path, block: Block, contents: Contents) -> dict[str, Any]:
 def finished(out: Path, block: Block) -> dict[str, Any] | None:
     """What a finished shard holds; None for one that is to be made, or that is gone or cut short."""
     try:
-        summary = json.loads((out / BLOCKS / f"{block.name}.json").read_text())
+        summary = json.loads((out / BLOCKS / f"{block.name}.json").read_text(encoding="utf-8"))
         size = (out / f"{block.name}.tar").stat().st_size
     except FileNotFoundError:
         return None

@@ -93,7 +93,7 @@ def read_manifest(folder: Path, what: str) -> dict[str, Any]:
         ValueError: there is none; ``what`` names the command that makes it.
     """
     try:
-        return json.loads((folder / MANIFEST).read_text())
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no {MANIFEST}; make it with `python -m training {what}`.") from None
     except ValueError:

@@ -144,7 +144,7 @@ def hold_to_settings(config: EvaluateConfig) -> None:
     settings = config.model_dump(mode="json", exclude=FREE_SETTINGS)
     for row, files in config.rows.items():
         settings |= {f"the {task} adapter of {row}": sha256(file) for task, file in files.items()}
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     changed = next((key for key, value in settings.items() if before.get(key, value) != value), None)
     if changed:
         raise ValueError(

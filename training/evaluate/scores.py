@@ -67,7 +67,7 @@ class Results:
     def read(cls, path: Path) -> "Results":
         """Raises ValueError where the file is missing or is not what `write` wrote."""
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             rows = {
                 row: {
                     Task(task): {metric: _from_json(metric, score) for metric, score in scores.items()}

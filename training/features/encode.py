@@ -140,7 +140,7 @@ def _encode_dataset(encoders: Encoders, folder: Path, config: EncodeConfig, rank
             samples = write_shard(out / name, _features_of_shard(encoders, folder / name, config, found))
             size = (out / name).stat().st_size
             write_json(record, {"samples": samples, "skipped": found.skipped, "small": found.small, "bytes": size})
-        done = json.loads(record.read_text())
+        done = json.loads(record.read_text(encoding="utf-8"))
         if done.get("small") and not warned:
             warned = True
             log.warning(
@@ -166,7 +166,7 @@ def _is_done(shard: Path, record: Path) -> bool:
     if not (shard.is_file() and record.is_file()):
         return False
     size = shard.stat().st_size
-    return json.loads(record.read_text()).get("bytes", size) == size
+    return json.loads(record.read_text(encoding="utf-8")).get("bytes", size) == size
 
 
 def _features_of_shard(

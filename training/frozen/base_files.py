@@ -65,7 +65,7 @@ def _read_part(path: Path, name: str) -> nn.Module:
     import transformers
     from safetensors import SafetensorError
 
-    tiny = "AutoencoderTiny" in _config_file(path, name).read_text()
+    tiny = "AutoencoderTiny" in _config_file(path, name).read_text(encoding="utf-8")
     kinds = {
         "unet": diffusers.UNet2DConditionModel,
         "vae": diffusers.AutoencoderTiny if tiny else diffusers.AutoencoderKL,

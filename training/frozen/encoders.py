@@ -1,14 +1,15 @@
 """Every frozen encoder that an adapter is trained behind, and what each makes of a sample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ipadapter_instruct_core.config import InstructionEncoder
-from ipadapter_instruct_core.encoders import OpenClip, load_open_clip, preprocess
+from ipadapter_instruct_core.encoders import CLIP_MEAN, CLIP_STD, OpenClip, load_open_clip, preprocess
 from ipadapter_instruct_core.tasks import EVERYTHING_ROW
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
@@ -65,6 +66,7 @@ class HuggingFaceImageTower(nn.Module):
         self.model = read_whole(CLIPVisionModelWithProjection, folder, "a transformers CLIP image tower").float()
         self.image_size: int = self.model.config.image_size
         self.image_width: int = self.model.config.hidden_size
+        self.mean, self.std = CLIP_MEAN, CLIP_STD
 
     def preprocess(self, image: Tensor) -> Tensor:
         return preprocess(image, self.image_size)
@@ -80,6 +82,12 @@ class Encoders:
     base: FrozenBase
     image_tower: OpenClip | HuggingFaceImageTower
     instruction_tower: OpenClip | None
+
+    @property
+    def preprocess(self) -> Callable[[Tensor], Tensor]:
+        """Pictures as the image tower takes them; without the tower, since a loader's workers are sent it."""
+        tower = self.image_tower
+        return partial(preprocess, size=tower.image_size, mean=tower.mean, std=tower.std)
 
     @property
     def instruction_encoder(self) -> InstructionEncoder:

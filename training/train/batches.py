@@ -89,7 +89,8 @@ def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory:
 
 def _out_of_the_group(_: int) -> None:
     """A queue signals the run's whole group of processes: the readers go on, so that the run can finish and save."""
-    os.setsid()
+    if hasattr(os, "setsid"):  # not on Windows
+        os.setsid()
 
 
 def _unless_lost(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -46,7 +46,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict[str
             files = sorted(path for path in beside.rglob("*") if path.is_file())
             for path in files:
                 _flush(path)
-            write_json(beside / HASHES, {str(path.relative_to(beside)): sha256(path) for path in files})
+            write_json(beside / HASHES, {path.relative_to(beside).as_posix(): sha256(path) for path in files})
             shutil.rmtree(final, ignore_errors=True)
             os.replace(beside, final)
             _flush(folder)
@@ -65,7 +65,13 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict[str
 
 
 def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Have a file, or what a folder names, on the disk before what follows; Windows opens no folders."""
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
     os.fsync(handle)
     os.close(handle)
 
@@ -73,7 +79,7 @@ def _flush(path: Path) -> None:
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file of a checkpoint is there and unchanged."""
     try:
-        hashes = json.loads((checkpoint / HASHES).read_text())
+        hashes = json.loads((checkpoint / HASHES).read_text(encoding="utf-8"))
         return all(sha256(checkpoint / name) == digest for name, digest in hashes.items())
     except (OSError, ValueError, AttributeError):
         return False
@@ -90,4 +96,4 @@ def newest(folder: Path) -> Path | None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What `save` was given as the run's own state, and the step."""
-    return json.loads((checkpoint / STATE).read_text())
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))

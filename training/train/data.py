@@ -27,7 +27,7 @@ def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders |
         base_config=config.base_config,
     )
     encoders = load_encoders(paths, with_unet=True)
-    made = (encoders.image_tower.preprocess, config.resolution, {**PHRASES, **load_bank()})
+    made = (encoders.preprocess, config.resolution, {**PHRASES, **load_bank()})
     source = RawSource(config.data, "train", tally, *made, fixed_share)
     validation = RawSource(config.data, "validation", tally, *made, 1.0) if validate else None
     return encoders.base, encoders, source, validation

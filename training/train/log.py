@@ -1,17 +1,23 @@
 """What a run tells: lines of metrics.jsonl, trackers, and the progress bar."""
 
 import json
-import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from training.datasets.shards import write_atomically
 from training.train import checkpoints
 from training.train.batches import TASKS
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
@@ -84,7 +90,7 @@ class RunLog:
     def write(self, name: str, step: int, content: dict[str, Any]) -> None:
         """Append a line to one of the run's JSONL files."""
         if self.accelerator.is_main_process:
-            with open(self.out / name, "a") as file:
+            with open(self.out / name, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **content}) + "\n")
 
 
@@ -92,14 +98,18 @@ def _memory(device: torch.device) -> float:
     """Peak memory in GiB: of the card, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if resource is None:
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _cut_after(path: Path, step: int) -> None:
     """Drop lines of steps that a resumed run takes again."""
     if path.is_file():
         kept = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 kept += [line] if json.loads(line)["step"] <= step else []
             except (ValueError, KeyError):  # cut short when the run was killed

@@ -88,7 +88,7 @@ def hold_to_settings(config: TrainConfig, identity: Mapping[str, Any]) -> None:
     settings = config.model_dump(mode="json", exclude=FREE_SETTINGS) | dict(identity)
     path = config.out / CONFIG
     begun = path.exists() and checkpoints.newest(config.out / CHECKPOINTS) is not None
-    before = json.loads(path.read_text()) if begun else settings
+    before = json.loads(path.read_text(encoding="utf-8")) if begun else settings
     free = {"steps"} if config.schedule == "constant_with_warmup" else set()  # more of the same may follow
     changed = next((key for key in settings if before.get(key) != settings[key] and key not in free), None)
     if changed:

@@ -85,6 +85,18 @@ def test_options_count_over_the_file(tmp_path: Path) -> None:
     assert config.tasks == {Task.STYLE: 2.0, Task.FACE: 0.5} and config.ema == 0.9
 
 
+def test_a_path_may_begin_in_the_home_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    file = written(tmp_path, 'out = "~/out"\n[source]\nkind = "own"\ndata = "~/pictures"\n')
+    config, _ = read_config("build", [file])
+    assert (config.out, config.source.data) == (tmp_path / "home" / "out", tmp_path / "home" / "pictures")
+    config, _ = read_config("build", [file, "--out=~/other", "--source.data", "a~b"])
+    assert (config.out, config.source.data) == (tmp_path / "home" / "other", Path("a~b"))
+    config, _ = read_config("encode", ["--data", "~/a", "b", "--out", "~", "--base", "b", "--image-encoder", "~/c"])
+    assert config.data == [tmp_path / "home" / "a", Path("b")] and config.image_encoder == tmp_path / "home" / "c"
+
+
 def test_a_source_is_chosen_by_its_name_or_by_the_file(tmp_path: Path) -> None:
     config, _ = read_config("build", [written(tmp_path, OWN), "--source.data", "other", "--limit", "none"])
     assert (config.source.data, config.limit, config.source.task) == (Path("other"), None, None)

@@ -13,6 +13,7 @@ import pytest
 from comparing import assert_alike, pixels
 from PIL import Image, ImageOps
 from pyarrow import parquet
+from scipy.ndimage import label, maximum
 from sources import (
     jpeg,
     photograph,
@@ -50,18 +51,50 @@ def test_lists_of_prompts_in_every_format(tmp_path, ending):
     assert texts_in(path) == texts
 
 
+def edges_of(pixels: np.ndarray) -> np.ndarray:
+    """The edge map of a square picture [S, S, 3], as booleans [S, S]."""
+    edges = np.asarray(edge_map(Image.fromarray(pixels.astype(np.uint8)), len(pixels)))
+    assert edges.shape == pixels.shape and set(np.unique(edges)) == {0, 255}
+    assert (edges == edges[..., :1]).all()
+    return edges[..., 0] > 0
+
+
+def gradient(pixels: np.ndarray) -> np.ndarray:
+    """The L1 norm of the Sobel gradient [S, S] in the channel where it is largest, by hand."""
+    padded = np.pad(pixels.astype(np.int64), ((1, 1), (1, 1), (0, 0)), "edge")
+    across = padded[:, 2:] - padded[:, :-2]
+    down = padded[2:] - padded[:-2]
+    across = across[:-2] + 2 * across[1:-1] + across[2:]
+    down = down[:, :-2] + 2 * down[:, 1:-1] + down[:, 2:]
+    return (abs(across) + abs(down)).max(-1)
+
+
 def test_edges_are_white_lines_on_black_where_the_brightness_steps():
     step = np.full((64, 96, 3), 100, np.uint8)  # 96 wide: the middle square is columns 16 to 79
     step[:, 48:] = 160
-    edges = np.asarray(edge_map(Image.fromarray(step), 64))
-    assert edges.shape == (64, 64, 3) and set(np.unique(edges)) == {0, 255}
-    assert (edges[2:-2, 31:33] == 255).all(), "the two columns beside the step, whose gradients are the same"
-    assert not edges[:, :31].any() and not edges[:, 33:].any()
-    # A step of s in 0..255 has a Sobel gradient of 4s: from 50 on it is over the threshold of 200, 20 is under both.
+    edges = np.asarray(edge_map(Image.fromarray(step), 64))[..., 0] > 0
+    assert edges[1:-1, 31:33].any(1).all() and not edges[:, :31].any() and not edges[:, 33:].any()
+    # A step of s in 0..255 has a Sobel gradient of 4s: from 51 on it is over the threshold of 200.
+    edges_of(np.where(step == 160, 151, 100)[:, 16:80])
     with pytest.raises(ValueError, match="no edges"):
-        edge_map(Image.fromarray(np.where(step == 160, 120, 100).astype(np.uint8)), 64)
-    photo = np.asarray(edge_map(photograph("astronaut"), 512))[..., 0] / 255
-    assert 0.02 < photo.mean() < 0.15
+        edges_of(np.where(step == 160, 150, 100)[:, 16:80])
+
+
+def test_edges_are_those_of_controlnets_canny():
+    """In colour and by the L1 norm: a third of the cat's edges were there by grey and the L2 norm."""
+    grey = np.zeros((64, 64, 3))  # of one brightness (60), in two colours
+    grey[:, :32, 0], grey[:, 32:, 1] = 200, 102
+    assert edges_of(grey)[1:-1, 30:34].any(1).all()
+    down, across = np.indices((64, 64))
+    diagonal = np.where((down > across)[..., None], 140, 100).repeat(3, 2)
+    assert np.hypot(120, 120) < 200 < 120 + 120 == gradient(diagonal).max(), "over the threshold by L1 alone"
+    assert edges_of(diagonal).sum() > 50
+    photo = np.asarray(photograph("cat").resize((256, 256)))
+    edges, strength = edges_of(photo), gradient(photo)
+    assert strength[edges].min() > 100, "over the lower threshold everywhere"
+    pieces, count = label(edges, structure=np.ones((3, 3)))
+    assert count > 20 and maximum(strength, pieces, range(1, count + 1)).min() > 200, "each from a strong pixel on"
+    assert 0.05 < edges.mean() < 0.3
 
 
 def test_turned_and_transparent_pictures_are_made_upright_and_white(tmp_path):

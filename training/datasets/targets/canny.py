@@ -3,7 +3,8 @@
 import numpy as np
 from PIL import Image, ImageOps
 
-# On the Sobel gradient of a picture in 0..255, without smoothing: the defaults of ControlNet's own canny demo.
+# Of the gradient's L1 norm in the channel where it is largest: the defaults of ControlNet's own canny demo, by the same
+# library.
 LOW, HIGH = 100, 200
 
 
@@ -15,10 +16,9 @@ def edge_map(image: Image.Image, size: int) -> Image.Image:
     Raises:
         ValueError: the picture has no edges.
     """
-    from skimage.feature import canny
+    import cv2
 
-    grey = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS).convert("L")
-    edges = canny(np.asarray(grey, dtype=np.float32) / 255, sigma=0, low_threshold=LOW / 255, high_threshold=HIGH / 255)
+    edges = cv2.Canny(np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)), LOW, HIGH)
     if not edges.any():
         raise ValueError("the picture has no edges to follow")
-    return Image.fromarray(edges.astype(np.uint8) * 255).convert("RGB")
+    return Image.fromarray(edges).convert("RGB")

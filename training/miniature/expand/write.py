@@ -54,7 +54,9 @@ def write_models(folder: Path) -> Path:
 def write_clip(folder: Path) -> Path:
     """The small CLIP as `load_open_clip` and ComfyUI's loader node of ours read it."""
     path = write_half(clip.load().clip.state_dict(), folder / "miniature-clip.safetensors")
-    path.with_suffix(".json").write_text(json.dumps({"model_cfg": clip.CONFIG, "preprocess_cfg": {}}, indent=2))
+    path.with_suffix(".json").write_text(
+        json.dumps({"model_cfg": clip.CONFIG, "preprocess_cfg": {}}, indent=2), encoding="utf-8"
+    )
     return path
 
 
@@ -71,8 +73,12 @@ def write_folder(folder: Path, model: TextToImage | None = None, coder: autoenco
     for name, part in {"unet": model.unet, "text_encoder": text, "vae": vae}.items():
         part.save_pretrained(folder / name)
     told = folder / "vae" / "config.json"  # diffusers writes one setting there of which it warns when it reads it
-    settings = {name: value for name, value in json.loads(told.read_text()).items() if name != "block_out_channels"}
-    told.write_text(json.dumps(settings, indent=2) + "\n")
+    settings = {
+        name: value
+        for name, value in json.loads(told.read_text(encoding="utf-8")).items()
+        if name != "block_out_channels"
+    }
+    told.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     DDIMScheduler(**base.SCHEDULE).save_pretrained(folder / "scheduler")
     parts = {
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -81,7 +87,7 @@ def write_folder(folder: Path, model: TextToImage | None = None, coder: autoenco
         "scheduler": ["diffusers", "DDIMScheduler"],
     }
     index = {"_class_name": "StableDiffusionPipeline", **parts}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return folder
 
 

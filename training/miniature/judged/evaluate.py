@@ -139,7 +139,7 @@ def open_results(config: EvaluateConfig, models: Models, path: Path) -> dict:
     """The folder's results so far, for a run to add to; ``shown`` is what the tables take where none says another."""
     settings = {name: value for name, value in asdict(config).items() if name in HELD}
     held = {"settings": settings, "models": models.identities()}
-    results = json.loads(path.read_text()) if path.exists() else {**held, "found": {}}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**held, "found": {}}
     for part, values in held.items():
         for name, value in values.items():
             before = results[part].get(name)

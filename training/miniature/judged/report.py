@@ -177,7 +177,7 @@ def write(folder: Path) -> Path:
     path = folder / RESULTS
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}; make it with `python -m training.miniature evaluate`.")
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     results = Results(content["settings"], content["shown"], list(content["found"].values()))
     parts = [head(results, folder / "pictures.png")]
     parts += [part(results) for part in (tasks, equal_steps, wordings, weights, combinations, crossing)]

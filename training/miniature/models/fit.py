@@ -132,7 +132,7 @@ def fit(
 def _write_line(path: Path, step: int, figures: dict[str, Any]) -> None:
     """``figures`` are numbers, or tensors of one number, and looking at these waits for the device."""
     line = {"step": step, **{name: round(float(value), 5) for name, value in figures.items()}}
-    with open(path, "a") as log:
+    with open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(line) + "\n")
 
 

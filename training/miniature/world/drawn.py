@@ -76,5 +76,7 @@ def pictures(count: int, seed: int, folder: Path, held_out: bool | None = False)
         folder.mkdir(parents=True, exist_ok=True)
         drawn = in_processes(partial(_drawn, seed, held_out), range(count), "drawing")
         np.save(kept, np.stack([picture for picture, _ in drawn]))
-        words.write_text(json.dumps([asdict(one) for _, one in drawn]))
-    return Pictures(np.load(kept, mmap_mode="r"), [Factors(**one) for one in json.loads(words.read_text())])
+        words.write_text(json.dumps([asdict(one) for _, one in drawn]), encoding="utf-8")
+    return Pictures(
+        np.load(kept, mmap_mode="r"), [Factors(**one) for one in json.loads(words.read_text(encoding="utf-8"))]
+    )
