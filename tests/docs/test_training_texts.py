@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tomllib
+import torch
 from ipadapter_instruct_core.config import Base
 from training.features.draws import Dropout, Dropped
 from training.train.adapter import Projector
@@ -17,6 +18,7 @@ from training.train.settings import FREE_SETTINGS, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "training" / "README.md").read_text()
+SOURCES = (ROOT / "training" / "SOURCES.md").read_text(encoding="utf-8")
 CLUSTER = (ROOT / "training" / "CLUSTER.md").read_text()
 
 
@@ -173,3 +175,20 @@ def test_every_option_that_the_pages_name_exists() -> None:
     known |= {"help", "logdir"}  # of every verb, of TensorBoard
     named = set(re.findall(r"--([a-z][\w.-]*)", PAGE)) - {"fsdp_version"}
     assert named <= known, named - known
+
+
+def test_the_bytes_that_encode_writes_are_those_of_the_page(tmp_path: Path) -> None:
+    """A shard of samples of SD1.5's shapes, as `encode` writes them."""
+    from ipadapter_instruct_core.tasks import Task
+    from safetensors.torch import save
+    from training.datasets.sample import Sample
+    from training.datasets.shards import write_shard
+
+    latents = {name: torch.zeros(4, 64, 64) for name in ("latent_mean", "latent_deviation")}
+    states = {"image": torch.zeros(257, 1280, dtype=torch.half), "text": torch.zeros(77, 768, dtype=torch.half)}
+    sample = Sample(b"", None, "a boat at dawn " * 6, Task.STYLE, "./000/picture.jpg", "group", "", "a harbour " * 6)
+    files = {"json": sample.members()["json"], "safetensors": save(latents | states)}
+    write_shard(tmp_path / "shard.tar", ((f"train-00000-{number:05d}", files) for number in range(50)))
+    told = int(re.search(r"`encode` writes ([\d,]+) bytes a sample", SOURCES)[1].replace(",", ""))
+    assert abs((tmp_path / "shard.tar").stat().st_size / 50 - told) < 500
+    assert f"{42_000 * told / 1e9:.0f} GB for 42,000, {177_000 * told / 1e9:.0f} GB for all 177,000" in SOURCES

@@ -24,6 +24,10 @@ from runs import ROOT, as_toml, settings
 SCRIPT = """
 import errno, fcntl, multiprocessing, os, shutil, sys, warnings
 
+import accelerate, torch.utils.tensorboard  # what others do there is theirs, and asks for the system's name
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
 sys.modules["resource"] = None
 del os.setsid, os.fork
 shutil._use_fd_functions = False

@@ -42,7 +42,7 @@ def load(task: Task, folder: Path | None = None) -> list[str]:
     """
     path = (folder or BANK) / f"{task.value}.txt"
     try:
-        phrases = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        phrases = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The instructions {path} cannot be read ({error}); write them there, one a line.") from error
     if not phrases:

@@ -65,7 +65,7 @@ class Listing:
         folder, name = os.path.split(path)
         if folder not in self._names:
             try:
-                self._names[folder] = {os.path.normcase(name) for name in os.listdir(folder)}
+                self._names[folder] = {os.path.normcase(name) for name in os.listdir(folder or ".")}
             except (FileNotFoundError, NotADirectoryError):
                 self._names[folder] = set()
             except OSError as error:
