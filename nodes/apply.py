@@ -179,6 +179,6 @@ def _project_rows(
         rows = {row: few_at_a_time(partial(tokens, row=row), nothing if row is Row.UNCOND else pictures) for row in Row}
     if combine == CONCATENATE:
         rows = {row: t.flatten(0, 1).unsqueeze(0) for row, t in rows.items()}
-        # Rows of a batch need one length; attention to repeated tokens is attention to them once.
+        # Rows of a batch need one length; attention to repeated tokens is attention to them once (see `prepared`).
         rows[Row.UNCOND] = rows[Row.UNCOND].repeat(1, rows[Row.FULL].shape[1] // rows[Row.UNCOND].shape[1], 1)
     return rows

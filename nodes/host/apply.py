@@ -42,8 +42,7 @@ def matching_sites(model: ModelPatcher, adapter: HostedAdapter) -> list[Site]:
 
 def _kind(model: ModelPatcher) -> str:
     """What a model is, in the host's words; it has one for SD3 and SD3.5."""
-    kind, network = type(model.model.model_config).__name__, model.model.diffusion_model
-    return "SD3.5" if hasattr(network, "joint_blocks") and is_sd35(network) else kind
+    return "SD3.5" if is_sd35(model.model.diffusion_model) else type(model.model.model_config).__name__
 
 
 def apply(model: ModelPatcher, application: Application) -> ModelPatcher:

@@ -76,7 +76,7 @@ def sites(diffusion_model: nn.Module) -> list[Site]:
     """
     if hasattr(diffusion_model, "input_blocks"):
         return list(_cross_attentions(diffusion_model))
-    if hasattr(diffusion_model, "joint_blocks"):
+    if _is_mmdit(diffusion_model):
         return list(_joint_blocks(diffusion_model))
     return []
 
@@ -110,8 +110,14 @@ def compute_dtype(model: Any) -> torch.dtype:
     return model.manual_cast_dtype or model.get_dtype()
 
 
+def _is_mmdit(diffusion_model: Any) -> bool:
+    return hasattr(next(iter(getattr(diffusion_model, "joint_blocks", ())), None), "x_block")
+
+
 def is_sd35(diffusion_model: Any) -> bool:
-    """Whether a transformer of SD3's kind is of the later family, whose blocks may have the very shapes of SD3 medium's
-    but norm queries and keys, so that SD3's weights mean nothing to them."""
+    """Whether a model is of the later family of SD3's kind, whose blocks may have the very shapes of SD3 medium's but
+    norm queries and keys, so that SD3's weights mean nothing to them."""
+    if not _is_mmdit(diffusion_model):
+        return False
     block = diffusion_model.joint_blocks[0].x_block
     return not isinstance(block.attn.ln_q, nn.Identity) or block.x_block_self_attn

@@ -471,8 +471,10 @@ def test_a_model_without_cross_attentions_is_named(tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     flux = comfy.model_base.Flux(comfy.supported_models.Flux(dict(unet)), device=cpu)
     patcher = comfy.model_patcher.ModelPatcher(flux, load_device=cpu, offload_device=cpu)
-    adapter = memory.load_adapter(str(make_tiny_models(tmp_path) / "ipadapter_instruct" / MIN_ADAPTER), "mine.bin")
-    with pytest.raises(ValueError) as caught:
-        host_apply.matching_sites(patcher, adapter)
-    message = sentence(caught)
-    assert "mine.bin is an adapter for SD1.5" in message and "Flux" in message and "same family" in message
+    adapters = make_tiny_models(tmp_path) / "ipadapter_instruct"
+    for name, family in ((MIN_ADAPTER, "SD1.5"), ("ip-adapter-instruct-sd3.bin", "SD3")):
+        adapter = memory.load_adapter(str(adapters / name), "mine.bin")
+        with pytest.raises(ValueError) as caught:
+            host_apply.matching_sites(patcher, adapter)
+        message = sentence(caught)
+        assert f"mine.bin is an adapter for {family} (" in message and "Flux" in message and "same family" in message
