@@ -16,10 +16,11 @@ import torch
 from ipadapter_instruct_core.config import Base
 from ipadapter_instruct_core.encoders import OpenClip
 from ipadapter_instruct_core.tasks import Task
-from training.datasets.shards import MANIFEST, Tally, sha256, write_json, write_shard
+from training.datasets.shards import MANIFEST, Tally, write_shard
 from training.features.encode import EncodeConfig
 from training.features.encode import run as encode
 from training.features.stored import FeatureSource, RawSource
+from training.files import sha256, write_json
 from training.frozen.base import BASE_CONFIGS, FrozenBase, clip_tokenizer
 from training.frozen.encoders import Encoders
 from training.train.adapter import SCRATCH
@@ -185,11 +186,11 @@ class Way:
         accelerator = Accelerator(mixed_precision=config.precision, cpu=config.cpu)
         with _data_in_place(settings, models, name), _small_adapter(settings):
             self.trainer = Trainer(config, accelerator)
-        self.trainer.log = RunLog(accelerator, out, 0)
+        self.trainer.log = RunLog(accelerator, out, 0, str)
         self.batches = self.trainer._batches(0)
 
     def step(self) -> None:
-        self.trainer._step(self.batches)
+        self.trainer._step(self.batches, told=False)
 
     def stretch(self, ahead: int, steps: int) -> dict[str, float]:
         """What the run's own log says of steps without a break, the first ``ahead`` left out.

@@ -29,12 +29,16 @@ class GuidanceMode(Enum):
 
 @dataclass(frozen=True)
 class TaskDefaults:
-    """Reference settings of one task on one base: ``weight`` is the strength that a weight of 1.0 stands for."""
+    """Reference settings of one task on one base: ``weight`` is the strength that a weight of 1.0 stands for.
+
+    ``text_scale`` is the guidance scale of the text, which in the host is the sampler's cfg.
+    """
 
     weight: float
     guidance: GuidanceMode
     instruct_scale: float
     image_scale: float
+    text_scale: float
 
 
 # The first wording of each task is the one the released weights were trained on most plainly.
@@ -75,11 +79,12 @@ def defaults(task: Task, base: Base) -> TaskDefaults:
     """
     if base is Base.SD3:
         simple = task in SIMPLE_TASKS_ON_SD3
-        return TaskDefaults(0.8, GuidanceMode.SIMPLE if simple else GuidanceMode.THREE_WAY, 6.0, 1.0)
+        return TaskDefaults(0.8, GuidanceMode.SIMPLE if simple else GuidanceMode.THREE_WAY, 6.0, 1.0, 7.0)
     sdxl = base is Base.SDXL
     return TaskDefaults(
         weight=round((0.9 if sdxl else 0.8) - (0.2 if task in LOOSE_TASKS else 0.0), 2),
         guidance=GuidanceMode.SIMPLE if task in SIMPLE_TASKS else GuidanceMode.THREE_WAY,
         instruct_scale=(6.0 if task in STRONGLY_GUIDED_TASKS else 4.0) if sdxl else 2.0,
         image_scale=0.5 if sdxl else 1.0,
+        text_scale=7.0 if sdxl else 5.0,
     )

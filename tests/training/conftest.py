@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,6 +37,28 @@ def features(workshop: Path) -> Path:
 
     run(EncodeConfig(**encode_settings(workshop), out=workshop / "features"))
     return workshop / "features"
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped miniature as `train` reads it: ``diffusers``, ``open_clip``, ``plain.safetensors``, ``features``."""
+    from training.features import encode
+    from training.instructions import load_bank
+    from training.miniature.expand import write
+    from training.miniature.models.weights import FOLDER
+    from training.miniature.world import samples
+
+    folder = tmp_path_factory.mktemp("small-world")
+    write.run(write.ExpandConfig(folder, training=True))
+    shutil.copy(FOLDER / "adapter-plain.safetensors", folder / "plain.safetensors")
+    samples.run(samples.BuildConfig(out=folder / "data", count=40, validation=20))
+    clip = folder / "open_clip" / "miniature-clip.safetensors"
+    models = {"base": folder / "diffusers", "image_encoder": clip, "instruction_encoder": str(clip)}
+    more = {"resolution": 64, "precision": "fp32", "device": "cpu", "batch_size": 100}
+    with pytest.MonkeyPatch.context() as patch:  # all of the bank would take a minute
+        patch.setattr(encode, "load_bank", lambda: {task: phrases[:4] for task, phrases in load_bank().items()})
+        encode.run(encode.EncodeConfig(data=[folder / "data"], out=folder / "features", **models, **more))
+    return folder
 
 
 def encode_settings(workshop: Path) -> dict[str, object]:

@@ -121,11 +121,11 @@ def test_a_batch_from_pictures_equals_one_from_features(sources: tuple[FeatureSo
 @torch.no_grad()
 def test_what_is_dropped_of_both_encoders(sources: tuple[FeatureSource, RawSource, Encoders]) -> None:
     features, _, encoders = sources
-    base, word = encoders.base, features.words
+    base = encoders.base
     nothing = base.text_states(base.tokens([""]))
     for draw in draws_of_every_kind(features):
         item = features.item(draw)
-        whole = base.text_states(base.tokens([word[draw.sample]["prompt"]]))
+        whole = base.text_states(base.tokens([json.loads(features.shards[draw.sample]["json"])["prompt"]]))
         text = nothing if draw.dropped in (Dropped.TEXT, Dropped.WORDS, Dropped.ALL) else whole
         prompt = nothing if draw.dropped in (Dropped.WORDS, Dropped.ALL) else whole
         pooled = nothing if draw.dropped is Dropped.ALL else whole  # as in guidance

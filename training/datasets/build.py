@@ -28,7 +28,7 @@ from training.datasets.ledger import (
     write_manifest,
 )
 from training.datasets.sample import Sample, encode_picture, picture_size
-from training.datasets.shards import MANIFEST, Tally, ranks, write_shard
+from training.datasets.shards import MANIFEST, Tally, write_shard
 from training.datasets.sources.builder import Item, chance
 from training.datasets.sources.composition import Composition
 from training.datasets.sources.face import Face
@@ -41,6 +41,7 @@ from training.datasets.sources.style import Style
 from training.datasets.splits import choose
 from training.datasets.targets.settings import TargetMaker
 from training.datasets.twins import picture_hash, remove_twins
+from training.files import ranks
 
 logger = logging.getLogger("ipadapter_instruct")
 

@@ -14,7 +14,7 @@ import requests
 from pydantic import BaseModel, ConfigDict, Field
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 from training.datasets.sample import decode_picture, encode_picture
-from training.datasets.shards import write_atomically
+from training.files import write_atomically
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 

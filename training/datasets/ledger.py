@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from training.datasets.shards import MANIFEST, Tally, sha256, write_json
+from training.datasets.shards import MANIFEST, Tally
 from training.datasets.sources.builder import Item
 from training.datasets.sources.folders import LeftOut, LeftOutCount
 from training.datasets.splits import SPLITS
+from training.files import sha256, write_json
 
 SETTINGS = "settings.json"
 BLOCKS = "blocks"  # folder with one JSON file a finished shard

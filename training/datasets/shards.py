@@ -1,6 +1,5 @@
 """Shards: tar files as webdataset writes them, read at any place so that a data order can be resumed exactly."""
 
-import hashlib
 import json
 import mmap
 import os
@@ -9,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from training.files import remove_leftovers
 
 MANIFEST = "manifest.json"
 END_OF_TAR = 1024  # bytes of zeros, by which a whole file is told
@@ -51,39 +52,6 @@ class Tally:
                 f"{lost} of {self.seen} items could not be used ({named}), more than the share of "
                 f"{self.largest_share:g} that is allowed; mend the source, or raise --max-skipped."
             )
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that a reader never meets half a file, not even after a power cut."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def ranks() -> tuple[int, int]:
-    """This process's number and how many there are, as `accelerate launch` and torchrun tell it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def remove_leftovers(path: Path) -> None:
-    """Delete what killed runs were writing beside a file that no other process is writing now."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_manifest(folder: Path, what: str) -> dict[str, Any]:

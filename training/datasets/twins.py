@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from training.datasets.ledger import Block, Contents, finish_block, skipped_of
-from training.datasets.shards import Shards, Tally, write_atomically, write_samples
+from training.datasets.shards import Shards, Tally, write_samples
 from training.datasets.sources.folders import LeftOut
 from training.datasets.splits import Groups
+from training.files import write_atomically
 
 WHY = "a picture of the same bytes, or of its group, validates"
 

@@ -1,8 +1,6 @@
 """`evaluate`: adapters on held-out samples -> pictures, their CLIP scores, and a table of the form of Table 1."""
 
-import json
 import logging
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +10,24 @@ import torch
 from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.checkpoint import load
 from ipadapter_instruct_core.encoders import load_open_clip
-from ipadapter_instruct_core.tasks import PHRASES, Task
+from ipadapter_instruct_core.tasks import Task, defaults
 from PIL import Image
 from pydantic import ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 from training.datasets.sample import Sample, decode_picture, encode_picture
-from training.datasets.shards import Shards, Tally, read_manifest, sha256, write_atomically, write_json
+from training.datasets.shards import Shards, Tally, read_manifest
 from training.evaluate.index import Picture, write_index_line
 from training.evaluate.scores import Results, markdown_table
+from training.files import sha256, write_atomically
+from training.frozen.base import fingerprint
 from training.frozen.encoders import EncoderPaths, Encoders, load_encoders, picture_tensor
 from training.frozen.fit import check_fit
 from training.frozen.metrics import OF_CAPTIONS, TASK_METRICS, Embedder, task_scores
 from training.frozen.sampling import Settings, conditionings, initial_noise, sample, to_pictures
 from training.frozen.unet import prepare_unet
-from training.instructions import UNSEEN, fixed, load_bank, with_subject
+from training.held import defaults_of, hash_of, hold
+from training.instructions.choose import Wording, drawn, wordings
 
 log = logging.getLogger("ipadapter_instruct")
 
@@ -52,7 +53,7 @@ class EvaluateConfig(EncoderPaths):
     """The open_clip model of the scores, both towers."""
     samples: int = Field(1000, ge=1)
     """Samples a task at most."""
-    instructions: Literal["fixed", "bank", "unseen"] = "unseen"
+    instructions: Wording = "unseen"
     """The tasks' fixed wordings, random ones of the bank, or random ones that were never trained on."""
     rewordings: int = Field(0, ge=0)
     """Further wordings for the first two samples of each task, for the figure; they are not scored."""
@@ -62,8 +63,8 @@ class EvaluateConfig(EncoderPaths):
     """Side of the pictures."""
     steps: int = 30
     """Sampling steps."""
-    text_scale: float = 5.0
-    """Guidance scale of the text."""
+    text_scale: float | None = None
+    """Guidance scale of the text; by default the base's: 5 on SD1.5, 7 on SDXL."""
     weight: float | None = None
     """Strength of the adapters; by default each task's own."""
     guidance: Literal["task", "simple"] = "task"
@@ -106,6 +107,9 @@ def run(config: EvaluateConfig) -> None:
         ValueError: a file is missing or does not fit, or there are no samples of a task.
     """
     encoders = load_encoders(config, with_unet=True)
+    if config.text_scale is None:
+        config = config.model_copy(update={"text_scale": defaults(Task.EVERYTHING, encoders.base.kind).text_scale})
+    models = {**encoders.identities(), "unet": fingerprint(encoders.base.unet)}
     layers = prepare_unet(encoders.base.unet)
     adapters = _load_adapters(config, encoders, layers)
     device = torch.device(config.device)
@@ -115,7 +119,7 @@ def run(config: EvaluateConfig) -> None:
     embedder = Embedder(load_open_clip(str(config.scorer)).to(device))
     cases = held_out(config)
     config.out.mkdir(parents=True, exist_ok=True)
-    hold_to_settings(config)
+    hold_to_settings(config, models, cases)
     results = Results(settings={key: str(value) for key, value in config.model_dump(mode="json").items()})
     known = {task: _embed(embedder, task, chosen) for task, chosen in cases.items() if task in TASK_METRICS}
     for row, files in config.rows.items():
@@ -134,24 +138,26 @@ def run(config: EvaluateConfig) -> None:
     print(table)
 
 
-def hold_to_settings(config: EvaluateConfig) -> None:
+def hold_to_settings(config: EvaluateConfig, models: dict[str, str], cases: dict[Task, list[Case]]) -> None:
     """Pictures that are there are not made again, so each run in a folder is held to what made them.
 
     Raises:
-        ValueError: a setting or a row's file is another than in an earlier run; rows may be added.
+        ValueError: a setting, a frozen model, the samples, the wordings or a row's file are others than in an earlier
+            run; rows may be added.
     """
     path = config.out / SETTINGS
     settings = config.model_dump(mode="json", exclude=FREE_SETTINGS)
     for row, files in config.rows.items():
         settings |= {f"the {task} adapter of {row}": sha256(file) for task, file in files.items()}
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    changed = next((key for key, value in settings.items() if before.get(key, value) != value), None)
-    if changed:
-        raise ValueError(
-            f"{config.out} holds pictures made with {changed.replace('_', ' ')} {before[changed]}, not "
-            f"{settings[changed]}; choose another folder."
-        )
-    write_json(path, before | settings)
+    told = hash_of(words for task in cases for words in wordings(config.instructions, task))
+    facts = {"models": models, "shards": _shards_of(config), "wordings": told}
+    hold(path, settings | facts, "pictures made", defaults_of(EvaluateConfig))
+
+
+def _shards_of(config: EvaluateConfig) -> str:
+    """The hash of all that hold samples to validate with."""
+    shards = [shard for folder in config.data for shard in read_manifest(folder, "build")["shards"]]
+    return hash_of(shard["sha256"] for shard in shards if shard["name"].startswith("validation"))
 
 
 def _load_adapters(
@@ -199,7 +205,7 @@ def held_out(config: EvaluateConfig) -> dict[Task, list[Case]]:
             of_task = cases.setdefault(entry.task, [])
             if len(of_task) < config.samples:
                 seed = config.seed * 1_000_003 + len(of_task)
-                words = instruction_of(config, entry.task, entry.subject, seed)
+                words = drawn(config.instructions, entry.task, entry.subject, seed)
                 of_task.append(Case(len(of_task), entry, words, seed))
     tally.check()
     for name, why in tally.skipped:
@@ -216,23 +222,13 @@ def reworded(config: EvaluateConfig, task: Task, cases: Sequence[Case]) -> list[
         Case(
             len(cases) + place * count + n,
             case.sample,
-            instruction_of(config, task, case.sample.subject, case.seed + 1 + n),
+            drawn(config.instructions, task, case.sample.subject, case.seed + 1 + n),
             case.seed,
             case.index,
         )
         for place, case in enumerate(cases[:2])
         for n in range(count)
     ]
-
-
-def instruction_of(config: EvaluateConfig, task: Task, subject: str, seed: int) -> str:
-    """The instruction of one picture, with the subject's name in it for the object task."""
-    banks = {"bank": None, "unseen": UNSEEN}
-    if config.instructions == "fixed":
-        words = fixed().get(task, PHRASES[task][0])
-    else:  # the banks have none for the tasks that the paper does not train
-        words = random.Random(seed).choice(load_bank(banks[config.instructions]).get(task, PHRASES[task]))
-    return with_subject(words, subject) if task is Task.OBJECT and subject else words
 
 
 @torch.inference_mode()

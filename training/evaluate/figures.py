@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ipadapter_instruct_core.tasks import Task
+from ipadapter_instruct_core.tasks import Task, phrase
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from training.evaluate.grids import models_grid, rewordings_grid
@@ -95,13 +95,13 @@ def _announced(config: FiguresConfig, name: str) -> Path:
 
 def _instructions(config: FiguresConfig) -> None:
     from ipadapter_instruct_core.encoders import load_open_clip
-    from training.instructions import fixed, load_bank
+    from training.instructions import KEYWORDS, load_bank
 
     assert config.open_clip is not None
     embedder = Embedder(load_open_clip(config.open_clip))
     bank = {task: phrases[: config.per_task] for task, phrases in load_bank(config.instructions).items()}
     embeddings = {task: embedder.texts(phrases) for task, phrases in bank.items()}
-    crosses = {task: embedder.texts([phrase]) for task, phrase in fixed().items()}
+    crosses = {task: embedder.texts([phrase(task)]) for task in KEYWORDS}
     plot_instructions(embeddings, crosses, _announced(config, "instructions"))
 
 

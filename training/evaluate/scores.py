@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ipadapter_instruct_core.tasks import Task
 from torch import Tensor
-from training.datasets.shards import write_json
+from training.files import write_json
 from training.frozen.metrics import CLIP_SCORE_FACTOR, TASK_METRICS, bootstrap_interval
 
 TASK_TITLES = {Task.EVERYTHING: "Replication", Task.FACE: "Faces"}  # where Table 1 does not use our word

@@ -78,6 +78,7 @@ class Draw:
     timestep: int
     noise_seed: int
     without_replication: bool = False
+    told: Task | None = None  # another task, whose wording the sample is told in place of its own's
 
     @property
     def told_everything(self) -> bool:

@@ -4,38 +4,33 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from ipadapter_instruct_core.tasks import PHRASES, Task
+from ipadapter_instruct_core.tasks import Task
 from pydantic import ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 from training.datasets.sample import Sample
-from training.datasets.shards import (
-    MANIFEST,
-    Shards,
-    Tally,
-    ranks,
-    read_manifest,
-    remove_leftovers,
-    write_atomically,
-    write_json,
-    write_shard,
-)
+from training.datasets.shards import MANIFEST, Shards, Tally, read_manifest, write_shard
+from training.features.index import Index, index_of
+from training.files import ranks, remove_leftovers, write_atomically, write_json
 from training.frozen.encoders import EncoderPaths, Encoders, load_encoders, picture_tensor, target_pixels
-from training.instructions import fixed, load_bank, with_subject
+from training.held import hash_of, hold
+from training.instructions import load_bank
+from training.instructions.choose import about, table
 
 log = logging.getLogger("ipadapter_instruct")
 
 FORMAT = 1
 INSTRUCTIONS = "instructions.safetensors"
+TEXTS = "texts_sha256"  # in its metadata
 ROWS = "rows.safetensors"
 LARGEST_TABLES = 20e9  # bytes: the tables of all instructions are made in memory
 THREADS = min(16, 2 + (os.cpu_count() or 1))  # that decode pictures, of each rank
@@ -87,7 +82,7 @@ def run(config: EncodeConfig) -> None:
         "resolution": config.resolution,
         "precision": config.precision,
     }
-    _hold_to_settings(config.out, settings)
+    hold(config.out / MANIFEST, settings, "features made")
     with torch.inference_mode():
         if rank == 0:
             _check_size(encoders, config)
@@ -106,28 +101,12 @@ class _Found(Tally):
     small: int = 0  # targets that had to be enlarged
 
 
-def _hold_to_settings(out: Path, settings: Mapping[str, Any]) -> None:
-    """Features of one folder are all made alike: the first run writes down how, later ones are held to it."""
-    if not (out / MANIFEST).exists():
-        write_json(out / MANIFEST, settings)
-        return
-    before = read_manifest(out, "encode")
-    key = next((key for key, value in settings.items() if before.get(key) != value), None)
-    if key is None:
-        return
-    old, new = before.get(key), settings[key]
-    if isinstance(new, dict) and isinstance(old, dict):  # hashes, of encoders or of shards
-        key = next(name for name in {**new, **old} if new.get(name) != old.get(name))
-        old, new = old.get(key), new.get(key)
-    raise ValueError(f"{out} holds features made with {key.replace('_', ' ')} {old}, not {new}; choose another folder.")
-
-
 def _encode_dataset(encoders: Encoders, folder: Path, config: EncodeConfig, rank: int, world: int) -> None:
     """A shard is done when its record lies beside it, which also tells a later run what was skipped."""
     source = read_manifest(folder, "build")
     out = config.out / folder.name
     out.mkdir(exist_ok=True)
-    _hold_to_settings(out, {"source": {shard["name"]: shard["sha256"] for shard in source["shards"]}})
+    hold(out / MANIFEST, {"source": {shard["name"]: shard["sha256"] for shard in source["shards"]}}, "features made")
     shards = source["shards"][rank::world]
     tally = Tally(config.max_skipped, seen=sum(shard["samples"] for shard in shards))
     warned = False
@@ -139,7 +118,8 @@ def _encode_dataset(encoders: Encoders, folder: Path, config: EncodeConfig, rank
             remove_leftovers(record)
             samples = write_shard(out / name, _features_of_shard(encoders, folder / name, config, found))
             size = (out / name).stat().st_size
-            write_json(record, {"samples": samples, "skipped": found.skipped, "small": found.small, "bytes": size})
+            told = {"samples": samples, "skipped": found.skipped, "small": found.small, "bytes": size}
+            write_json(record, told | {"index": index_of(out / name)}, indent=None)
         done = json.loads(record.read_text(encoding="utf-8"))
         if done.get("small") and not warned:
             warned = True
@@ -248,14 +228,15 @@ def _write_words(encoders: Encoders, config: EncodeConfig) -> None:
     rows = {name: states.to("cpu", dtype).contiguous().clone() for name, states in encoders.rows().items()}
     write_atomically(config.out / ROWS, save(rows))
     phrases = _phrases(config)
-    if _lengths(config.out / INSTRUCTIONS) == {name: len(texts) for name, texts in phrases.items()}:
+    told = hash_of(text for name, texts in phrases.items() for text in (name, *texts))
+    if texts_of(config.out / INSTRUCTIONS) == told:
         return
     remove_leftovers(config.out / INSTRUCTIONS)
     states = {}
     for name, texts in tqdm(phrases.items(), desc="encode instructions", unit="set"):
         batches = [texts[n : n + config.batch_size] for n in range(0, len(texts), config.batch_size)]
         states[name] = torch.cat([encoders.instruction_states(batch).to("cpu", dtype) for batch in batches])
-    write_atomically(config.out / INSTRUCTIONS, save(states))
+    write_atomically(config.out / INSTRUCTIONS, save(states, {TEXTS: told}))
 
 
 def _check_size(encoders: Encoders, config: EncodeConfig) -> None:
@@ -272,15 +253,15 @@ def _check_size(encoders: Encoders, config: EncodeConfig) -> None:
         )
 
 
-def _lengths(path: Path) -> dict[str, int]:
-    """How many instructions each table of a file holds; none where there is no whole file."""
+def texts_of(path: Path) -> str:
+    """The hash of the instructions whose states a file holds; "" where there is no whole file, or one without it."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return (file.metadata() or {}).get(TEXTS, "")
     except (OSError, SafetensorError):
-        return {}
+        return ""
 
 
 def _phrases(config: EncodeConfig) -> dict[str, list[str]]:
@@ -288,16 +269,13 @@ def _phrases(config: EncodeConfig) -> dict[str, list[str]]:
     tasks, subjects = _tasks_and_subjects(config)
     if not tasks:
         raise ValueError(f"There are no samples in {', '.join(map(str, config.data))}; build a dataset first.")
-    first, bank = fixed(), load_bank()
-    phrases = {  # the bank has none for the tasks that the paper does not train
-        task.value: [first.get(task, PHRASES[task][0]), *bank.get(task, PHRASES[task])]
-        for task in sorted(tasks, key=lambda task: task.value)
-    }
+    bank = load_bank()
+    phrases = {task.value: table(task, bank) for task in sorted(tasks, key=lambda task: task.value)}
     for subject in sorted(subjects):
         always, *rest = phrases[Task.OBJECT.value]
         # Others for each subject, so that many subjects take in the whole bank; the same in every run.
         some = Random(subject).sample(rest, min(len(rest), config.phrases_per_subject - 1))
-        phrases[f"{Task.OBJECT.value}/{subject}"] = [with_subject(phrase, subject) for phrase in (always, *some)]
+        phrases[f"{Task.OBJECT.value}/{subject}"] = [about(phrase, Task.OBJECT, subject) for phrase in (always, *some)]
     return phrases
 
 
@@ -307,15 +285,6 @@ def _tasks_and_subjects(config: EncodeConfig) -> tuple[set[Task], set[str]]:
     paths = [folder / shard["name"] for folder in config.data for shard in read_manifest(folder, "build")["shards"]]
     for folder in sorted(path.parent for path in config.out.glob(f"*/{MANIFEST}") if path.parent.name not in own):
         paths += [path for name in read_manifest(folder, "encode")["source"] if (path := folder / name).is_file()]
-    shards = Shards(paths, Tally(1.0))
-    tasks, subjects = set(), set()
-    for index in range(len(shards)):
-        try:
-            words = json.loads(shards.file(index, "json"))
-            task, subject = Task(words["task"]), words.get("subject", "")
-        except (AttributeError, KeyError, TypeError, ValueError):
-            continue  # counted when its shard was encoded
-        tasks.add(task)
-        if task is Task.OBJECT and subject:
-            subjects.add(subject)
-    return tasks, subjects
+    index = Index(paths, Tally(1.0))  # what is damaged was counted when its shard was encoded
+    subjects = {index.subject(place) for place in index.by_task.get(Task.OBJECT, ())}
+    return set(index.by_task), subjects - {""}

@@ -1,9 +1,7 @@
 """Where training samples come from: shards of features, or raw shards that are encoded at every step."""
 
 import hashlib
-import json
 import logging
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +12,13 @@ from ipadapter_instruct_core.tasks import EVERYTHING_ROW, Task, phrase
 from PIL import Image
 from torch import Tensor
 from training.datasets.sample import Sample
-from training.datasets.shards import MANIFEST, Shards, Tally, read_manifest
+from training.datasets.shards import MANIFEST, Tally, read_manifest
 from training.features.draws import Draw
-from training.features.encode import INSTRUCTIONS, ROWS
+from training.features.encode import INSTRUCTIONS, ROWS, texts_of
+from training.features.index import Index
 from training.frozen.encoders import Encoders, picture_tensor, target_pixels
+from training.held import hash_of
+from training.instructions.choose import about, table
 
 log = logging.getLogger("ipadapter_instruct")
 
@@ -31,26 +32,15 @@ class Source:
     """
 
     def __init__(self, folders: Sequence[Path], split: str, tally: Tally, fixed_share: float = 0.0) -> None:
-        self.fixed_share = fixed_share
+        self.fixed_share, self.tally = fixed_share, tally
         known = len(tally.skipped)
         hashes = {path: sha for folder in folders for path, sha in self._shards(folder) if path.name.startswith(split)}
         self.sha256 = hashlib.sha256(" ".join(sorted(hashes.values())).encode()).hexdigest()
-        self.shards = Shards(list(hashes), tally)
-        self.words: dict[int, dict[str, Any]] = {}
-        places: dict[Task, list[int]] = defaultdict(list)
-        tally.good(len(self.shards))
-        for index in range(len(self.shards)):
-            try:
-                words = json.loads(self.shards.file(index, "json"))
-                places[Task(words["task"])].append(index)
-            except (KeyError, TypeError, ValueError) as error:
-                tally.lose(self.shards.name(index), f"its words cannot be read ({error})")
-                continue
-            self.words[index] = words
+        self.shards = Index(list(hashes), tally)
         tally.check()
         for name, why in tally.skipped[known:]:
             log.warning("train: skipped %s: %s", name, why)
-        self.by_task: dict[Task, list[int]] = dict(places)
+        self.by_task = self.shards.by_task
         if not self.by_task:
             named = ", ".join(str(folder) for folder in folders)
             raise ValueError(f"There are no {split} samples in {named}; build or encode a dataset first.")
@@ -63,6 +53,10 @@ class Source:
         """0 for the task's fixed wording, else the number of one of ``count``, from 1."""
         share = self.fixed_share
         return 0 if draw.instruction < share else 1 + int((draw.instruction - share) / (1 - share) * count)
+
+    def wordings_sha256(self) -> str:
+        """Of all instructions that the samples may be told."""
+        raise NotImplementedError
 
     def pictures(self, index: int) -> tuple[Image.Image, Image.Image]:
         """Condition and target of a sample; shards of features hold them for validation samples alone."""
@@ -112,13 +106,18 @@ class FeatureSource(Source):
         file = safe_open(str(self.features / INSTRUCTIONS), framework="pt")
         return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
+    def wordings_sha256(self) -> str:
+        return texts_of(self.features / INSTRUCTIONS)
+
     def instruction(self, draw: Draw) -> Tensor:
         """States [L, W] of the phrasing that was drawn; the first of a table is the task's fixed one."""
         if not draw.dropped.keeps_instruction:
             return self.rows["empty_instruction"]
         if draw.told_everything:
             return self.rows["everything_instruction"]
-        named = f"{draw.task.value}/{self.words[draw.sample].get('subject', '')}"
+        if draw.told is not None:
+            return self.instructions[draw.told.value][0]
+        named = f"{draw.task.value}/{self.shards.subject(draw.sample)}"
         table = self.instructions.get(named) or self.instructions[draw.task.value]
         return table[self.wording(draw, table.get_shape()[0] - 1)]
 
@@ -159,18 +158,19 @@ class RawSource(Source):
         self.preprocess, self.resolution, self.phrases = preprocess, resolution, phrases
         super().__init__(folders, split, tally, fixed_share)
 
-    def instruction(self, draw: Draw) -> str:
-        from training.instructions import with_subject
+    def wordings_sha256(self) -> str:
+        return hash_of(words for task in self.by_task for words in table(task, self.phrases))
 
+    def instruction(self, draw: Draw) -> str:
         if not draw.dropped.keeps_instruction:
             return ""
         if draw.told_everything:
             return EVERYTHING_ROW
-        phrases = self.phrases[draw.task]
-        number = self.wording(draw, len(phrases))
-        words = phrases[number - 1] if number else phrase(draw.task)
-        subject = self.words[draw.sample].get("subject", "")
-        return with_subject(words, subject) if subject and draw.task is Task.OBJECT else words
+        if draw.told is not None:
+            return phrase(draw.told)
+        words = table(draw.task, self.phrases)
+        number = self.wording(draw, len(words) - 1)
+        return about(words[number], draw.task, self.shards.subject(draw.sample))
 
     def item(self, draw: Draw) -> dict[str, Any]:
         sample = Sample.from_members(self.shards[draw.sample])

@@ -42,7 +42,13 @@ class Settings:
 
     @classmethod
     def of_task(
-        cls, task: Task, base: Any, steps: int, text_scale: float, weight: float | None = None, simple: bool = False
+        cls,
+        task: Task,
+        base: Any,
+        steps: int,
+        text_scale: float | None = None,
+        weight: float | None = None,
+        simple: bool = False,
     ) -> "Settings":
         """The task's reference settings; ``weight`` in place of its own strength, ``simple`` in place of its guidance.
 
@@ -51,7 +57,14 @@ class Settings:
         own = defaults(task, base)
         strength = own.weight if weight is None else weight
         guidance = GuidanceMode.SIMPLE if simple or strength == 0 else own.guidance
-        return cls(steps, text_scale, strength, guidance, own.instruct_scale, own.image_scale)
+        return cls(
+            steps,
+            own.text_scale if text_scale is None else text_scale,
+            strength,
+            guidance,
+            own.instruct_scale,
+            own.image_scale,
+        )
 
     def coefficients(self) -> dict[Row, float]:
         """Factor of each row that counts."""

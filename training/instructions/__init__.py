@@ -1,4 +1,4 @@
-"""Instructions by task: many wordings to train on, the ablation's fixed ones, and some that training never sees.
+"""Instructions by task: many wordings to train on, and some that training never sees; the fixed ones are the core's.
 
 The banks were composed from sentence patterns written for this project; `extend` adds to them.
 """
@@ -6,12 +6,10 @@ The banks were composed from sentence patterns written for this project; `extend
 import re
 from pathlib import Path
 
-import tomllib
 from ipadapter_instruct_core.tasks import Task
 
 BANK = Path(__file__).parent / "bank"
 UNSEEN = BANK / "unseen"  # 50 a task for tests, never trained on
-FIXED = Path(__file__).parent / "fixed.toml"
 
 # Each task's own words; no other task's instructions hold them (paper, Sec. 3.4, where a face is an identity too).
 KEYWORDS: dict[Task, tuple[str, ...]] = {
@@ -53,11 +51,6 @@ def load(task: Task, folder: Path | None = None) -> list[str]:
 def load_bank(folder: Path | None = None) -> dict[Task, list[str]]:
     """The wordings of the paper's five tasks; raises what `load` raises."""
     return {task: load(task, folder) for task in KEYWORDS}
-
-
-def fixed() -> dict[Task, str]:
-    """The one wording a task of the ablation (paper, Sec. 4.3)."""
-    return {Task(name): phrase for name, phrase in tomllib.loads(FIXED.read_text(encoding="utf-8")).items()}
 
 
 def keeps_to_its_task(task: Task, phrase: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal
 from ipadapter_instruct_core.tasks import Task
 from pydantic import BaseModel, ConfigDict, Field
 from training.datasets.endpoint import Endpoint, ask
-from training.datasets.shards import write_atomically
+from training.files import write_atomically
 from training.instructions import BANK, KEYWORDS, UNSEEN, keeps_to_its_task, load, plain
 
 logger = logging.getLogger("ipadapter_instruct")

@@ -1,15 +1,21 @@
 """Batches of a run, in an order that depends on the seed alone, from any step on."""
 
+import math
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from ipadapter_instruct_core.tasks import Task
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from training.features.draws import Draws
 from training.features.stored import Source
 
 TASKS = tuple(Task)
+LEAST_SHARED_MEMORY = 2**30  # bytes, below which batches go through pipes
 ATTEMPTS = 10  # draws of one slot before its samples are taken for lost
 
 
@@ -45,26 +51,25 @@ class Drawn(Dataset):
         damaged = []
         for attempt in range(ATTEMPTS):
             draw = self.draws.draw(*slot, attempt)
-            name = self.source.shards.name(draw.sample)
             try:
                 item = self.source.item(draw)
             except (KeyError, TypeError, ValueError, OSError) as error:
-                damaged.append((name, str(error)))
+                damaged.append((self.source.shards.name(draw.sample), str(error)))
                 continue
-            words = {"timestep": draw.timestep, "task": TASKS.index(draw.task), "name": name, "damaged": damaged}
-            return {**item, **words}
+            drawn = {"timestep": draw.timestep, "task": TASKS.index(draw.task), "place": draw.sample}
+            return {**item, **drawn, "damaged": damaged}
         named = ", ".join(name for name, _ in damaged[:3])
         return {"lost": f"{ATTEMPTS} samples in a row are damaged ({named}, ...): {damaged[0][1]}."}
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack what are tensors and numbers; names stay lists."""
+    """Stack what are tensors and numbers; places and names stay lists."""
     from torch.utils.data import default_collate
 
     lost = [item for item in items if "lost" in item]
     if lost:
         return lost[0]
-    lists = {key: [item[key] for item in items] for key in items[0] if key in ("name", "damaged")}
+    lists = {key: [item[key] for item in items] for key in items[0] if key in ("place", "damaged")}
     return lists | default_collate([{k: v for k, v in item.items() if k not in lists} for item in items])
 
 
@@ -74,11 +79,12 @@ def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory:
     Raises:
         ValueError: too many samples in a row are damaged.
     """
+    by_pipe = workers > 0 and shared_memory() < LEAST_SHARED_MEMORY
     batches = DataLoader(
         Drawn(source, draws),
         batch_sampler=slots,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_to_arrays if by_pipe else collate,
         pin_memory=pin_memory,
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
@@ -93,8 +99,21 @@ def _out_of_the_group(_: int) -> None:
         os.setsid()
 
 
+def shared_memory() -> float:
+    """Bytes through which processes can hand over tensors: of /dev/shm, which containers often have 64 MB of."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:  # another system, which has no such bound
+        return math.inf
+
+
+def collate_to_arrays(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """As `collate`, for a pipe: arrays are sent as they are, where tensors would lie in shared memory."""
+    return {k: v.numpy() if isinstance(v, Tensor) else v for k, v in collate(items).items()}
+
+
 def _unless_lost(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for batch in batches:
         if "lost" in batch:
             raise ValueError(batch["lost"])
-        yield batch
+        yield {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}

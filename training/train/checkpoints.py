@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from training.datasets.shards import sha256, write_json
+from training.files import sha256, write_json
 
 log = logging.getLogger("ipadapter_instruct")
 
 HASHES = "hashes.json"
 STATE = "run.json"
 PREFIX = "step-"
+WRITERS = ("PytorchStreamWriter", "inline_container")  # what torch's RuntimeError of a failed write names
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -50,9 +51,11 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict[str
             shutil.rmtree(final, ignore_errors=True)
             os.replace(beside, final)
             _flush(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a failed write as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:
         if main:
             shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in WRITERS):
+            raise  # such as memory that ran out
         why = str(error).split("\n")[0]
         raise ValueError(
             f"The checkpoint of step {step} could not be written ({why}); "
@@ -62,6 +65,12 @@ def save(folder: Path, step: int, write: Callable[[Path], None], state: dict[str
         # A later one that is there is damaged, or the run would have gone on from it: it keeps no place.
         for old in [path for path in sorted(folder.glob(f"{PREFIX}*")) if path <= final][:-keep]:
             shutil.rmtree(old)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a run that was killed while it saved has left; no other run may be saving there."""
+    for left in folder.glob(f".{PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

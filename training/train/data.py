@@ -1,10 +1,11 @@
 """What a run trains on: its base, its samples, and the encoders where these are raw."""
 
+from typing import Any
+
 from ipadapter_instruct_core.config import InstructionEncoder
-from ipadapter_instruct_core.tasks import PHRASES
 from training.datasets.shards import Tally
 from training.features.stored import FeatureSource, RawSource, Source
-from training.frozen.base import FrozenBase, load_base
+from training.frozen.base import FrozenBase, fingerprint, load_base
 from training.frozen.encoders import EncoderPaths, Encoders, load_encoders
 from training.instructions import load_bank
 from training.train.settings import TrainConfig
@@ -27,7 +28,7 @@ def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders |
         base_config=config.base_config,
     )
     encoders = load_encoders(paths, with_unet=True)
-    made = (encoders.preprocess, config.resolution, {**PHRASES, **load_bank()})
+    made = (encoders.preprocess, config.resolution, load_bank())
     source = RawSource(config.data, "train", tally, *made, fixed_share)
     validation = RawSource(config.data, "validation", tally, *made, 1.0) if validate else None
     return encoders.base, encoders, source, validation
@@ -58,3 +59,16 @@ def instruction_encoder(source: Source, encoders: Encoders | None) -> Instructio
     return (
         InstructionEncoder(source.settings["instruction_encoder"]) if encoders is None else encoders.instruction_encoder
     )
+
+
+def identity(base: FrozenBase, encoders: Encoders | None, source: Source) -> dict[str, Any]:
+    """What a run's files hold: the base, the encoders behind the samples, the samples, and the instructions."""
+    counts = {task.value: len(places) for task, places in source.by_task.items()}
+    facts = {
+        "unet": fingerprint(base.unet),
+        "encoders": encoders.identities() if encoders is not None else source.settings["encoders"],
+        "samples": dict(sorted(counts.items())),
+        "shards": source.sha256,
+        "wordings": source.wordings_sha256(),
+    }
+    return {name: fact for name, fact in facts.items() if fact}  # features of an older version tell no wordings

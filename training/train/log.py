@@ -1,16 +1,20 @@
-"""What a run tells: lines of metrics.jsonl, trackers, and the progress bar."""
+"""What a run tells: lines of metrics.jsonl, trackers, and where the time of its steps goes."""
 
 import json
+import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from training.datasets.shards import write_atomically
+from torch.profiler import profile, schedule, tensorboard_trace_handler
+from training.files import write_atomically
 from training.train import checkpoints
 from training.train.batches import TASKS
 
@@ -21,25 +25,28 @@ except ImportError:  # on Windows
 
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
+WARM_UP = 3  # steps before those that are traced
 
 
 class RunLog:
     """Sums of the steps since the last line, on the device, so that no step waits for its own figures."""
 
-    def __init__(self, accelerator: Accelerator, out: Path, first_step: int) -> None:
-        self.accelerator, self.out = accelerator, out
-        self.names: list[list[str]] = []
+    def __init__(self, accelerator: Accelerator, out: Path, first_step: int, name_of: Callable[[int], str]) -> None:
+        """``name_of`` a sample's place in the source, for messages."""
+        self.accelerator, self.out, self.name_of = accelerator, out, name_of
+        self.places: list[list[int]] = []
         self.losses: list[Tensor] = []
         self.tasks: list[Tensor] = []
+        self.norms: dict[str, Tensor] = {}
         self.waited = 0.0
         self.started = time.perf_counter()
         if accelerator.is_main_process:
             for name in (METRICS, VALIDATION):
                 _cut_after(out / name, first_step)
 
-    def add(self, names: list[str], tasks: Tensor, losses: Tensor, waited: float) -> None:
+    def add(self, places: list[int], tasks: Tensor, losses: Tensor, waited: float) -> None:
         """One micro-batch: its samples, their tasks and losses [B], and the seconds its loading took."""
-        self.names.append(names)
+        self.places.append(places)
         self.tasks.append(tasks)
         self.losses.append(losses.detach())
         self.waited += waited
@@ -49,8 +56,9 @@ class RunLog:
         if not self.losses or bool(torch.isfinite(torch.stack(self.losses)).all()):
             return
         micro = next(n for n, losses in enumerate(self.losses) if not torch.isfinite(losses).all())
-        bad = [self.names[micro][n] for n in torch.isfinite(self.losses[micro]).logical_not().nonzero()[:, 0].tolist()]
-        batch = f"the batch of {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        numbers = torch.isfinite(self.losses[micro]).logical_not().nonzero()[:, 0].tolist()
+        named = ", ".join(self.name_of(self.places[micro][n]) for n in numbers[:3])
+        batch = f"the batch of {named}" + (f" and {len(numbers) - 3} more" if len(numbers) > 3 else "")
         last_good = checkpoints.newest(folder)
         kept = f"{last_good} is the last good checkpoint" if last_good else "no checkpoint was saved yet"
         raise ValueError(
@@ -76,15 +84,21 @@ class RunLog:
             "seconds_per_step": seconds / steps,
             "loader_wait_share": self.waited / seconds,
             "memory_gib": _memory(device),
+            **self._finite_norms(),
         }
         self.write(METRICS, step, figures)
         self.accelerator.log(figures, step=step)
         self.restart()
         return figures
 
+    def _finite_norms(self) -> dict[str, float]:
+        """Of the line's last step; one whose gradients fp16 could not hold has none, since it was not taken."""
+        values = torch.stack(list(self.norms.values())).tolist() if self.norms else []
+        return {name: value for name, value in zip(self.norms, values, strict=True) if math.isfinite(value)}
+
     def restart(self) -> None:
         """Begin a new stretch of steps."""
-        self.names, self.losses, self.tasks, self.waited = [], [], [], 0.0
+        self.places, self.losses, self.tasks, self.norms, self.waited = [], [], [], {}, 0.0
         self.started = time.perf_counter()
 
     def write(self, name: str, step: int, content: dict[str, Any]) -> None:
@@ -115,3 +129,25 @@ def _cut_after(path: Path, step: int) -> None:
             except (ValueError, KeyError):  # cut short when the run was killed
                 continue
         write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+
+class Trace(Protocol):
+    """Is told of each step's end."""
+
+    def step(self) -> None: ...
+
+
+class NoTrace:
+    def step(self) -> None:
+        pass
+
+
+@contextmanager
+def profiler(steps: int, folder: Path) -> Iterator[Trace]:
+    """Write a trace of ``steps`` steps, for TensorBoard, chrome://tracing or Perfetto; of none, nothing."""
+    if not steps:
+        yield NoTrace()
+        return
+    parts = schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
+    with profile(schedule=parts, on_trace_ready=tensorboard_trace_handler(str(folder))) as found:
+        yield found

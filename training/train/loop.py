@@ -1,37 +1,42 @@
 """`train`: the loop, from features or raw shards to checkpoints, on one process or many."""
 
-import json
 import logging
-import signal
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from ipadapter_instruct_core.adapter import Adapter
+from ipadapter_instruct_core.checkpoint import save as save_adapter
 from torch import Tensor
+from torch.profiler import record_function
 from tqdm import tqdm
-from training.datasets.shards import Tally, write_json
+from training.datasets.shards import Tally
 from training.features.draws import Draws
 from training.features.stored import encode_batch
 from training.frozen.unet import prepare_unet
 from training.train import checkpoints
 from training.train.adapter import TrainedAdapter, losses, start_adapter
 from training.train.batches import Slots, loader
-from training.train.data import instruction_encoder, load_data, state_widths
-from training.train.log import VALIDATION, RunLog
-from training.train.settings import FREE_SETTINGS, TrainConfig
+from training.train.data import identity, instruction_encoder, load_data, state_widths
+from training.train.log import VALIDATION, RunLog, profiler
+from training.train.optimizer import learning_rate_schedule, make_optimizer, update
+from training.train.settings import TrainConfig, hold_to_settings
 from training.train.state import RunState
-from training.train.validation import Validator
+from training.train.stopping import Stop, alone_in
+from training.train.validation import Validator, summary
 
 log = logging.getLogger("ipadapter_instruct")
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
+SNAPSHOTS = "snapshots"
+PROFILE = "profile"
 PROJECT = "ipadapter-instruct"  # what trackers call all our runs together
 
 
@@ -59,16 +64,17 @@ def run(config: TrainConfig) -> None:
             "the others' packages, or leave them out of `trackers`."
         )
     config.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, accelerator)
-    if accelerator.is_main_process:
-        hold_to_settings(config, trainer.identity())
-    accelerator.wait_for_everyone()
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        trainer.train()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        accelerator.end_training()
+    with alone_in(config.out) if accelerator.is_main_process else nullcontext():
+        trainer = Trainer(config, accelerator)
+        if accelerator.is_main_process:
+            hold_to_settings(config, trainer.facts, config.out / CONFIG, begun=trainer.checkpoint is not None)
+            checkpoints.sweep(config.out / CHECKPOINTS)
+        accelerator.wait_for_everyone()
+        try:
+            with trainer.stop.listening():
+                trainer.train()
+        finally:
+            accelerator.end_training()
 
 
 def accumulation(config: TrainConfig, processes: int) -> int:
@@ -83,22 +89,6 @@ def accumulation(config: TrainConfig, processes: int) -> int:
     return share // micro
 
 
-def hold_to_settings(config: TrainConfig, identity: Mapping[str, Any]) -> None:
-    """Keep the settings with the run, and hold a resumed run to them, once it has a checkpoint."""
-    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS) | dict(identity)
-    path = config.out / CONFIG
-    begun = path.exists() and checkpoints.newest(config.out / CHECKPOINTS) is not None
-    before = json.loads(path.read_text(encoding="utf-8")) if begun else settings
-    free = {"steps"} if config.schedule == "constant_with_warmup" else set()  # more of the same may follow
-    changed = next((key for key in settings if before.get(key) != settings[key] and key not in free), None)
-    if changed:
-        raise ValueError(
-            f"{config.out} holds a run with {changed} = {before.get(changed)}, not {settings[changed]}; "
-            "give another --out, or the setting as it was."
-        )
-    write_json(path, settings)
-
-
 class Trainer:
     """One process's part of a run."""
 
@@ -107,15 +97,17 @@ class Trainer:
         self.dtype = DTYPES[config.precision]
         self.tally = Tally(config.max_skipped)
         self.base, self.encoders, self.source, validation = load_data(config, self.tally)
+        # As they are in the files, before they are cast and moved.
+        self.facts = identity(self.base, self.encoders, self.source) if self.main else {}
         adapter = self._prepare_models()
-        kind = {"fused": True} if config.fused_optimizer else {"foreach": True}
-        optimizer = torch.optim.AdamW(
-            adapter.parameters(), config.learning_rate, weight_decay=config.weight_decay, **kind
-        )
+        optimizer = make_optimizer(config, adapter, accelerator.device)
         self.schedule = learning_rate_schedule(optimizer, config)
         self.model, self.optimizer = accelerator.prepare(adapter, optimizer)
         self.state = RunState(accelerator, self.model, self.optimizer, config.ema)
-        self.validator = Validator(config, self.base, self.encoders, validation) if validation and self.main else None
+        self.validator = None
+        if validation:
+            ranks = accelerator.process_index, accelerator.num_processes
+            self.validator = Validator(config, self.base, self.encoders, validation, *ranks)
         weights = config.tasks or dict.fromkeys(self.source.by_task, 1.0)
         missing = [task.value for task, weight in weights.items() if weight > 0 and task not in self.source.by_task]
         if missing:
@@ -124,13 +116,9 @@ class Trainer:
             )
         timesteps = self.base.schedule.config.num_train_timesteps
         self.draws = Draws(config.seed, self.source.by_task, weights, config.dropout, timesteps)
-        self.stopping = False
-
-    def identity(self) -> dict[str, Any]:
-        """What the run's files hold: the encoders behind the samples, and how many of these each task has."""
-        encoders = self.encoders.identities() if self.encoders is not None else self.source.settings["encoders"]
-        counts = {task.value: len(places) for task, places in self.source.by_task.items()}
-        return {"encoders": encoders, "samples": dict(sorted(counts.items()))}
+        found = [checkpoints.newest(self.folder) if self.main else None]  # one process reads and hashes it all
+        self.checkpoint: Path | None = broadcast_object_list(found)[0]
+        self.stop = Stop()
 
     def _prepare_models(self) -> TrainedAdapter:
         config, base, device = self.config, self.base, self.accelerator.device
@@ -149,7 +137,7 @@ class Trainer:
         torch.nn.Module.to(base.unet, device, self.dtype, memory_format=layout)
         if self.encoders is not None:
             self.encoders.to(device, self.dtype)
-        elif self.main:
+        else:
             base.vae.to(device)  # for validation pictures
         if config.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
@@ -162,36 +150,46 @@ class Trainer:
         first_step = self._resume()
         if config.trackers:
             accelerator.init_trackers(PROJECT, config={k: str(v) for k, v in config.model_dump(mode="json").items()})
-        self.log = RunLog(accelerator, config.out, first_step)
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
-        bar = tqdm(total=config.steps, initial=first_step, desc="train", unit="step", disable=not self.main)
+        self.log = RunLog(accelerator, config.out, first_step, self.source.shards.name)
+        self.bar = tqdm(total=config.steps, initial=first_step, desc="train", unit="step", disable=not self.main)
         batches = self._batches(first_step)
         self.log.restart()
-        for step in range(first_step + 1, config.steps + 1):
-            self._step(batches)
-            bar.update()
-            last = step == config.steps
-            if step % config.log_every == 0 or last:
-                self.log.check(step, self.folder)
-                figures = self.log.line(step, config.batch_size, self.schedule.get_last_lr()[0])
-                bar.set_postfix(loss=f"{figures['loss']:.4f}")
-            if config.validation.every and (step % config.validation.every == 0 or last):
-                self._validate(step)
-            stop = self._asked_to_stop(step)
-            if step % config.checkpoint_every == 0 or last or stop:
-                self._save(step)
-            if stop:
-                log.info("train: stopped at step %d, as asked; the same command goes on from there", step)
-                return
-        bar.close()
+        with self.bar, profiler(config.profile if self.main else 0, config.out / PROFILE) as trace:
+            for step in range(first_step + 1, config.steps + 1):
+                self._step(batches, self._is_told(step))
+                trace.step()
+                if self._after(step):
+                    log.info("train: stopped at step %d, as asked; the same command goes on from there", step)
+                    return
         self._report()
+
+    def _is_told(self, step: int) -> bool:
+        """Whether the log has a line of this step."""
+        return step % self.config.log_every == 0 or step == self.config.steps
+
+    def _after(self, step: int) -> bool:
+        """What is due after a step; whether the run is to stop here."""
+        config, last = self.config, step == self.config.steps
+        self.bar.update()
+        if self._is_told(step):
+            self.log.check(step, self.folder)
+            figures = self.log.line(step, config.batch_size, self.schedule.get_last_lr()[0])
+            self.bar.set_postfix(loss=f"{figures['loss']:.4f}")
+        if config.validation.every and (step % config.validation.every == 0 or last):
+            self._validate(step)
+        stop = self._asked_to_stop(step)
+        if step % config.checkpoint_every == 0 or last or stop:
+            self._save(step)
+        if config.snapshot_every and step % config.snapshot_every == 0:
+            self._snapshot(step)
+        return stop
 
     @property
     def folder(self) -> Path:
         return self.config.out / CHECKPOINTS
 
     def _resume(self) -> int:
-        checkpoint = checkpoints.newest(self.folder)
+        checkpoint = self.checkpoint
         if checkpoint is None:
             return 0
         state = checkpoints.read_state(checkpoint)
@@ -214,25 +212,33 @@ class Trainer:
         )
         return iter(loader(self.source, self.draws, slots, config.workers, accelerator.device.type == "cuda"))
 
-    def _step(self, batches: Iterator[dict[str, Any]]) -> None:
+    def _step(self, batches: Iterator[dict[str, Any]], told: bool) -> None:
+        """One step of the optimiser; ``told`` asks for its norms, which the log's next line has."""
         accelerator = self.accelerator
         for _ in range(accelerator.gradient_accumulation_steps):
             asked = time.perf_counter()
-            batch = next(batches)
+            with record_function("wait for samples"):
+                batch = next(batches)
             waited = time.perf_counter() - asked
-            for damaged in batch["damaged"]:
-                for name, why in damaged:
-                    log.warning("train: skipped %s: %s", name, why)
-                    self.tally.skip(name, why)
-            self.tally.good(len(batch["name"]))
+            for name, why in (one for damaged in batch["damaged"] for one in damaged):
+                log.warning("train: skipped %s: %s", name, why)
+                self.tally.skip(name, why)
+            self.tally.good(len(batch["place"]))
             with accelerator.accumulate(self.model):
-                values = losses(self.unet, self.model, self.base.schedule, self._on_device(batch), self.dtype)
-                accelerator.backward(values.mean())
-                if accelerator.sync_gradients and self.config.max_grad_norm:
-                    accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            self.log.add(batch["name"], batch["task"].to(values.device), values, waited)
+                with record_function("features"):
+                    moved = self._on_device(batch)
+                with record_function("loss"):
+                    values = losses(self.unet, self.model, self.base.schedule, moved, self.dtype)
+                with record_function("gradients"):
+                    accelerator.backward(values.mean())
+                with record_function("optimizer"):
+                    if accelerator.sync_gradients:
+                        longest = self.config.max_grad_norm
+                        self.log.norms = update(accelerator, self.optimizer, self.state.parameters, longest, told)
+                    else:
+                        self.optimizer.step()
+                    self.optimizer.zero_grad()
+            self.log.add(batch["place"], batch["task"].to(values.device), values, waited)
         self.schedule.step()
         self.state.average()
 
@@ -248,12 +254,12 @@ class Trainer:
         return moved
 
     def _asked_to_stop(self, step: int) -> bool:
-        """Whether SIGTERM came, to this or another process; these agree at the steps that are logged."""
+        """Whether this or another process was asked to; they agree at the steps that are logged."""
         if self.accelerator.num_processes == 1:
-            return self.stopping
+            return self.stop.asked
         if step % self.config.log_every:
             return False
-        flag = torch.tensor(int(self.stopping), device=self.accelerator.device)
+        flag = torch.tensor(int(self.stop.asked), device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum"))
 
     def _validate(self, step: int) -> None:
@@ -262,6 +268,8 @@ class Trainer:
         if self.validator is not None:
             scores = self.validator(step, Adapter.from_state_dict(state).to(self.accelerator.device))
             self.log.write(VALIDATION, step, scores)
+            if self.main:
+                log.info("train: step %d, held out: %s", step, summary(scores))
             flat = {f"validation/{task}/{name}": value for task, part in scores.items() for name, value in part.items()}
             self.accelerator.log(flat, step=step)
         self.accelerator.wait_for_everyone()
@@ -276,14 +284,16 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.log.started += time.perf_counter() - started
 
+    def _snapshot(self, step: int) -> None:
+        adapter = self.state.adapter(self.state.weights(averaged=True))
+        if self.main:
+            folder = self.config.out / SNAPSHOTS
+            folder.mkdir(exist_ok=True)
+            save_adapter(folder / f"step-{step:08d}.safetensors", adapter.half(), steps=str(step))
+        self.accelerator.wait_for_everyone()
+
     def _report(self) -> None:
         if self.main:
             log.info("train: done; `python -m training export --run %s --out FILE.safetensors`", self.config.out)
         if self.tally.skipped:
             log.warning("train: %d damaged samples were skipped", len(self.tally.skipped))
-
-
-def learning_rate_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any:
-    from diffusers.optimization import get_scheduler
-
-    return get_scheduler(config.schedule, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps)

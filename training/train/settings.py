@@ -1,20 +1,23 @@
 """The settings of a training run."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from ipadapter_instruct_core.tasks import Task
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from training.features.draws import Dropout
 from training.frozen.encoders import CLIP_L
+from training.held import defaults_of, hold
 from training.train.adapter import Projector
 
 # What may change when a run goes on: none of these changes what is learned. Files may have moved; that they hold the
-# same is seen by `Trainer.identity` in training/train/loop.py.
+# same is seen by `identity` in data.py.
 FREE_SETTINGS = {
     "out", "micro_batch_size", "workers", "cpu", "gradient_checkpointing", "compile", "channels_last",
-    "fused_optimizer", "checkpoint_every", "keep", "log_every", "trackers", "validation", "max_skipped", "base",
-    "base_config", "features", "data", "image_encoder", "instruction_encoder", "start",
+    "fused_optimizer", "checkpoint_every", "keep", "snapshot_every", "profile", "log_every", "trackers",
+    "validation", "max_skipped", "base", "base_config", "features", "data", "image_encoder", "instruction_encoder",
+    "start",
 }  # fmt: skip
 
 
@@ -27,12 +30,12 @@ class Validation(BaseModel):
     """Steps between validations; 0 for none."""
     samples: int = Field(64, ge=1)
     """Samples a task for the validation loss."""
-    pictures: int = Field(8, ge=0)
-    """Samples a task of which pictures are made, and scored where `scorer` is given."""
+    pictures: int = Field(64, ge=0)
+    """Samples a task of which pictures are made, and scored where `scorer` is given; the first eight are shown."""
     steps: int = 30
     """Sampling steps of a picture."""
-    text_scale: float = 5.0
-    """Guidance scale of the text."""
+    text_scale: float | None = None
+    """Guidance scale of the text; by default the base's: 5 on SD1.5, 7 on SDXL."""
     scorer: Path | None = None
     """An open_clip model, both towers, for CLIP-I, CLIP-T, CLIP-P and CLIP-S; none: no scores."""
 
@@ -81,12 +84,19 @@ class TrainConfig(BaseModel):
     """Steps of the whole run."""
     learning_rate: float = Field(1e-6, gt=0)
     """Of AdamW, after the warm-up."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """"adamw8bit" keeps AdamW's two averages in eight bits, by bitsandbytes, on a CUDA card."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """How slowly AdamW's averages of the gradients and of their squares follow."""
+    adam_eps: float = Field(1e-15, gt=0)
+    """What AdamW adds to the root of the second average. The paper's new layers start with gradients of about 1e-9,
+    which the usual 1e-8 would hold back."""
     schedule: Literal["constant_with_warmup", "cosine", "linear"] = "constant_with_warmup"
     """How the learning rate goes on after the warm-up."""
     warmup: int = 0
     """Steps in which the learning rate rises from zero."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Of AdamW, on matrices; norms, biases and the learned latents never decay."""
     max_grad_norm: float = 1.0
     """Gradients longer than this are shortened; 0 for never."""
     ema: float = Field(0.0, ge=0, lt=1)
@@ -112,6 +122,10 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints; one is also saved at the end and on SIGTERM."""
     keep: int = Field(3, ge=1)
     """How many checkpoints stay."""
+    snapshot_every: int = Field(10_000, ge=0)
+    """Steps between snapshots: the weights alone (the average, if kept), in half precision, which all stay; 0: none."""
+    profile: int = Field(0, ge=0)
+    """Steps of which torch.profiler writes a trace to OUT/profile, after three to warm up; 0 for none."""
     log_every: int = Field(20, ge=1)
     """Steps between lines of the log."""
     trackers: list[str] = Field(default_factory=lambda: ["tensorboard"])
@@ -128,3 +142,10 @@ class TrainConfig(BaseModel):
         if self.data and self.image_encoder is None:
             raise ValueError("training from raw shards needs `image_encoder`")
         return self
+
+
+def hold_to_settings(config: TrainConfig, identity: Mapping[str, Any], path: Path, begun: bool) -> None:
+    """Keep the settings with the run, and hold a resumed run to them, once it has a checkpoint."""
+    settings = config.model_dump(mode="json", exclude=FREE_SETTINGS) | dict(identity)
+    free = {"steps"} if config.schedule == "constant_with_warmup" else set()  # more of the same may follow
+    hold(path, settings, "a run", defaults_of(TrainConfig), free, begun)

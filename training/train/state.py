@@ -55,11 +55,12 @@ class RunState:
                 bad = next((key for key, tensor in state.items() if not tensor.isfinite().all()), None)
                 if bad:
                     raise ValueError(f"The weight {bad} is no longer a number; lower the learning rate.")
-                save_adapter(folder / name, self._adapter(state))
+                save_adapter(folder / name, self.adapter(state))
             torch.save(optimizer, folder / OPTIMIZER)
         self.accelerator.wait_for_everyone()
 
-    def _adapter(self, state: dict[str, Tensor]) -> Adapter:
+    def adapter(self, state: dict[str, Tensor]) -> Adapter:
+        """The adapter that whole weights, as from `weights`, are of."""
         config = self.accelerator.unwrap_model(self.model).adapter.config
         metadata = {"base": config.base.value, "instruction_encoder": config.instruction_encoder.value}
         return Adapter.from_state_dict(state, metadata)
@@ -75,6 +76,11 @@ class RunState:
 
         model = {PREFIX + name: tensor for name, tensor in load_file(folder / ADAPTER).items()}
         optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        optimizer["param_groups"] = [  # the settings count, also where an older run had its weights in one group
+            {**group, "params": [names[id(parameter)] for parameter in group["params"]]}
+            for group in self.optimizer.param_groups
+        ]
         options = StateDictOptions(full_state_dict=True)
         set_state_dict(self.model, self.optimizer, model_state_dict=model, optim_state_dict=optimizer, options=options)
         if self.averages:

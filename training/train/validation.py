@@ -1,11 +1,15 @@
 """Looking at an adapter while it is trained: always the same held-out samples, seeds and instructions."""
 
 import logging
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.encoders import load_open_clip
 from ipadapter_instruct_core.tasks import Task
@@ -25,27 +29,73 @@ from training.train.settings import TrainConfig
 warn_once = cache(logging.getLogger("ipadapter_instruct").warning)
 
 
-class Validator:
-    """Loss of each task, and pictures with their scores."""
+Values = dict[str, list[float]]  # of samples, by a figure's name
+SHOWN, AT_ONCE = 8, 8  # pictures of a task on its sheet, and made at once whatever their number
 
-    def __init__(self, config: TrainConfig, base: FrozenBase, encoders: Encoders | None, source: Source) -> None:
+
+@dataclass
+class Part:
+    """What one process found of one task: figures of its samples, and rows of the sheet by the samples' numbers."""
+
+    values: Values = field(default_factory=lambda: defaultdict(list))
+    rows: dict[int, list[Image.Image]] = field(default_factory=dict)
+
+
+class Validator:
+    """Loss of each task, and pictures with their scores; each process takes its share of the samples."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        base: FrozenBase,
+        encoders: Encoders | None,
+        source: Source,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.config, self.base, self.encoders, self.source = config, base, encoders, source
-        self.settings = config.validation
-        scorer = self.settings.scorer
+        self.settings, self.rank, self.world = config.validation, rank, world
         self.places = self._readable_places()
-        self.embedder = Embedder(load_open_clip(str(scorer)).to(base.device)) if scorer is not None else None
+        self.embedder = None
+        if self.settings.scorer is not None:
+            scorer = load_open_clip(str(self.settings.scorer)).to(base.device)
+            self.embedder = Embedder(scorer.half() if base.device.type == "cuda" else scorer)
 
     def __call__(self, step: int, adapter: Adapter) -> dict[str, dict[str, float]]:
-        """Figures by task and name; pictures go to ``OUT/validation/step-N/TASK.jpg``."""
-        figures = {}
+        """Figures by task and name, the same on every process; all call this.
+
+        Pictures go to ``OUT/validation/step-N/TASK.jpg``.
+        """
         with torch.inference_mode():
-            for task, places in self.places.items():
-                loss = self._loss(adapter, self._draws(task, places[: self.settings.samples]))
-                figures[task.value] = {"loss": loss}
-                if self.settings.pictures:
-                    draws = self._draws(task, places[: self.settings.pictures])
-                    figures[task.value] |= self._pictures(step, task, adapter, draws)
+            own = {task: self._part(task, places, adapter) for task, places in self.places.items()}
+        figures, folder = {}, self.config.out / "validation" / f"step-{step:08d}"
+        for task in self.places:
+            parts = gather_object([own[task]])
+            values: Values = defaultdict(list)
+            for part in parts:
+                for name, found in part.values.items():
+                    values[name] += found
+            figures[task.value] = _figures(values)
+            rows = {number: row for part in parts for number, row in part.rows.items()}
+            if self.settings.pictures and self.embedder is not None:
+                _warn_of_missing(task, values)
+            if rows and self.rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                shown = [rows[number] for number in sorted(rows)]
+                sheet(shown, shown[0][0].width).save(folder / f"{task.value}.jpg", quality=92)
         return figures
+
+    def _part(self, task: Task, places: Sequence[int], adapter: Adapter) -> Part:
+        part, settings = Part(), self.settings
+        self._add_losses(part, adapter, self._share(self._draws(task, places[: settings.samples])))
+        drawn = self._draws(task, places[: settings.pictures]) if settings.pictures else []
+        share = self._share(list(enumerate(drawn)))
+        for start in range(0, len(share), AT_ONCE):
+            self._add_pictures(part, task, adapter, dict(share[start : start + AT_ONCE]))
+        return part
+
+    def _share(self, items: Sequence[Any]) -> Sequence[Any]:
+        return items[self.rank :: self.world]
 
     def _readable_places(self) -> dict[Task, list[int]]:
         """The first samples of each task; those that cannot be read are counted now, not met in the middle of a run."""
@@ -83,47 +133,98 @@ class Validator:
             moved["time_ids"] = self.base.size_condition(moved["latents"].shape[-1] * 8, len(draws))
         return moved
 
-    def _loss(self, adapter: Adapter, draws: Sequence[Draw]) -> float:
-        size, total = self.config.micro_batch_size, 0.0
+    def _add_losses(self, part: Part, adapter: Adapter, draws: Sequence[Draw]) -> None:
+        """The losses, and whether the adapter listens: what changes where samples are told another task's wording."""
+        if not draws:
+            return
+        own, tokens = self._pass(adapter, draws)
+        part.values["loss"] += own.tolist()
+        tasks = [task for task in Task if task in self.places]
+        other = tasks[(tasks.index(draws[0].task) + 1) % len(tasks)]
+        if other is not draws[0].task and adapter.config.follows_instructions:
+            misled, changed = self._pass(adapter, [replace(draw, told=other) for draw in draws])
+            part.values["misled"] += misled.tolist()
+            part.values["changed"] += (changed - tokens).flatten(1).square().sum(dim=1).tolist()
+            part.values["tokens"] += tokens.flatten(1).square().sum(dim=1).tolist()
+
+    def _pass(self, adapter: Adapter, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+        """Losses [B] and tokens [B, T, O] of all draws."""
+        size, found = self.config.micro_batch_size, []
+        parameter = next(adapter.parameters()).dtype
         for start in range(0, len(draws), size):
             batch = self._batch(draws[start : start + size])
-            values = losses(self.base.unet, TrainedAdapter(adapter), self.base.schedule, batch, self.base.unet.dtype)
-            total += float(values.sum())
-        return total / len(draws)
+            tokens = adapter.image_proj(*(batch[name].to(parameter) for name in ("image", "instruction", "prompt")))
+            trained = TrainedAdapter(adapter)
+            values = losses(self.base.unet, trained, self.base.schedule, batch, self.base.unet.dtype)
+            found.append((values, tokens))
+        values, tokens = zip(*found, strict=True)
+        return torch.cat(values), torch.cat(tokens)
 
-    def _pictures(self, step: int, task: Task, adapter: Adapter, draws: Sequence[Draw]) -> dict[str, float]:
-        batch = self._batch(draws)
+    def _add_pictures(self, part: Part, task: Task, adapter: Adapter, draws: Mapping[int, Draw]) -> None:
+        """Pictures and scores of samples, by their numbers, all at once."""
+        batch = self._batch(list(draws.values()))
         simple = not adapter.config.follows_instructions
         settings = Settings.of_task(task, self.base.kind, self.settings.steps, self.settings.text_scale, simple=simple)
         conditions = conditionings(adapter, batch, self._rows(), settings)
-        noise = initial_noise([draw.noise_seed for draw in draws], batch["latents"].shape[1:])
+        noise = initial_noise([draw.noise_seed for draw in draws.values()], batch["latents"].shape[1:])
         latents = sample(self.base, conditions, settings.coefficients(), noise, settings.steps)
         made = to_pictures(self.base.decode(latents))
-        found = [self.source.pictures(draw.sample) for draw in draws]
-        folder = self.config.out / "validation" / f"step-{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = [(condition, target, picture) for (condition, target), picture in zip(found, made, strict=True)]
-        sheet(rows, min(256, made[0].width)).save(folder / f"{task.value}.jpg", quality=92)
-        if self.embedder is None or task not in TASK_METRICS:
-            return {}
-        samples = [Sample.from_members(self.source.shards[draw.sample]) for draw in draws]
-        return self._scores(task, [row[0] for row in rows], made, samples)
+        found = [self.source.pictures(draw.sample) for draw in draws.values()]
+        side = min(256, made[0].width)
+        for number, (condition, target), picture in zip(draws, found, made, strict=True):
+            if number < SHOWN:
+                row = (condition, target, picture)
+                part.rows[number] = [ImageOps.pad(one, (side, side), color="white") for one in row]
+        if self.embedder is not None and task in TASK_METRICS:
+            samples = [Sample.from_members(self.source.shards[draw.sample]) for draw in draws.values()]
+            for name, values in self._scores(task, [row[0] for row in found], made, samples).items():
+                part.values[name] += values
 
     def _scores(
         self, task: Task, conditions: list[Image.Image], made: list[Image.Image], samples: list[Sample]
-    ) -> dict[str, float]:
+    ) -> Values:
         images, texts = self.embedder.images, self.embedder.texts
         prompts, captions = [entry.prompt for entry in samples], [entry.caption for entry in samples]
         embeddings = (images(made), images(conditions), texts(prompts), texts(captions))
-        values = task_scores(task, *embeddings, [bool(caption) for caption in captions])
-        if len(values) < len(TASK_METRICS[task]):
-            missing = ", ".join(name for name in TASK_METRICS[task] if name not in values)
-            warn_once(f"No {task.value} sample says what its condition shows, so {missing} is left out of validation.")
-        return {name: float(value.mean()) for name, value in values.items()}
+        scores = task_scores(task, *embeddings, [bool(caption) for caption in captions])
+        return {name: values.tolist() for name, values in scores.items()}
 
     def _rows(self) -> Mapping[str, Tensor]:
         rows = self.encoders.rows() if self.encoders is not None else self.source.rows
         return {name: states.to(self.base.device) for name, states in rows.items()}
+
+
+def summary(figures: Mapping[str, Mapping[str, float]]) -> str:
+    """The means over all tasks, as a sentence."""
+    means = {
+        name: math.fsum(of_task[name] for of_task in figures.values()) / len(figures)
+        for name in ("loss", "listens_tokens", "listens_loss")
+        if all(name in of_task for of_task in figures.values())
+    }
+    text = f"loss {means['loss']:.4f}"
+    if "listens_tokens" in means:
+        text += f"; told another task's wording, tokens change by {means['listens_tokens']:.2%}"
+        text += f" and the loss by {means['listens_loss']:+.4f}"
+    return text
+
+
+def _figures(values: Values) -> dict[str, float]:
+    """Means, and of the samples that were told another task's wording how much that changed.
+
+    ``listens_tokens`` is the tokens' change as a share of their size, 0 for an adapter that does not listen;
+    ``listens_loss`` is how much the loss rises, above 0 where the own wording helps.
+    """
+    means = {name: math.fsum(found) / len(found) for name, found in values.items()}
+    if "misled" in means:
+        means["listens_tokens"] = math.sqrt(means.pop("changed") / means.pop("tokens"))
+        means["listens_loss"] = means.pop("misled") - means["loss"]
+    return means
+
+
+def _warn_of_missing(task: Task, values: Values) -> None:
+    missing = ", ".join(name for name in TASK_METRICS.get(task, ()) if name not in values)
+    if missing:
+        warn_once(f"No {task.value} sample says what its condition shows, so {missing} is left out of validation.")
 
 
 def sheet(rows: Sequence[Sequence[Image.Image]], side: int) -> Image.Image:

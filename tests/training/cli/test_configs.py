@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -38,6 +39,13 @@ def settings(name: str, folder: str = "training/configs"):
     return read_config(verb, [str(ROOT / command[-1])])[0]
 
 
+def single_task(task: str, folder: str = "training/configs"):
+    """The options that the head of ablation.toml gives, for one task."""
+    path = ROOT / folder / "ablation.toml"
+    options = re.search(r"--tasks style=1 --out \S+style\b", " ".join(head_of(path)))[0]
+    return read_config("train", [str(path), *options.replace("style", task).split()])[0]
+
+
 @pytest.mark.parametrize("config", [*CONFIGS, *MINIATURE], ids=lambda path: f"{path.parts[-3]}-{path.stem}")
 def test_a_config_says_how_it_is_run_and_parses(config: Path) -> None:
     head = head_of(config)
@@ -48,7 +56,10 @@ def test_a_config_says_how_it_is_run_and_parses(config: Path) -> None:
     parsed, _ = read_config(verb, [str(config)])
     texts = [value for value in _leaves(tomllib.loads(config.read_text())) if isinstance(value, str)]
     assert not any(text.startswith(("/", "~", ".")) for text in texts), "a path of somebody's machine"
-    if config.stem not in ("encode", "evaluate", "figures", "main", "released_sd15", "debug") and verb == "train":
+    if (
+        config.stem not in ("encode", "evaluate", "figures", "main", "released_sd15", "debug", "walk")
+        and verb == "train"
+    ):
         assert parsed.out.name == config.stem, "two configs would share a run"
 
 
@@ -77,7 +88,7 @@ def test_the_ablations_differ_from_one_another_in_one_thing_alone() -> None:
     assert fixed.instructions == "fixed"
     assert fixed.model_copy(update={"out": joint.out, "instructions": "bank"}) == joint
     for task in PAPERS_TASKS:  # Sec. 4.2
-        single = settings(f"single_{task}")
+        single = single_task(task)
         assert single.tasks == {Task(task): 1.0}
         assert single.model_copy(update={"out": joint.out, "tasks": {}}) == joint
 
@@ -95,7 +106,7 @@ def test_what_one_config_writes_another_reads() -> None:
     encode, evaluate, figures = settings("encode"), settings("evaluate"), settings("figures")
     assert built == set(encode.data) == set(evaluate.data)
     assert settings("main").features == encode.out
-    assert set(figures.runs.values()) <= {settings(c.stem).out for c in CONFIGS if c.stem.startswith(("abl", "single"))}
+    assert set(figures.runs.values()) <= {settings("ablation").out, *(single_task(task).out for task in PAPERS_TASKS)}
     assert figures.pictures == evaluate.out and {figures.against, *figures.rows} == set(evaluate.rows)
     same = ("base", "image_encoder", "instruction_encoder")
     assert [getattr(encode, name) for name in same] == [getattr(evaluate, name) for name in same]
@@ -112,7 +123,9 @@ def test_the_miniatures_figures_show_what_its_runs_and_its_evaluation_wrote() ->
     )
     assert figures.pictures == evaluate.out and {figures.against, *figures.rows} <= set(evaluate.rows)
     assert {*figures.curves, *curves.curves} == {Task(task) for task in PAPERS_TASKS}
+    folder = "training/miniature/configs"
     trained = {tomllib.loads(config.read_text()).get("out") for config in MINIATURE}
+    trained |= {str(single_task(task, folder).out) for task in PAPERS_TASKS}
     assert {str(run) for run in (*figures.runs.values(), *curves.runs.values())} <= trained
 
 

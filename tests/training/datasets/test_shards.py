@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.datasets.shards import Shards, Tally, read_manifest, sha256, write_atomically, write_json, write_shard
+from training.datasets.shards import Shards, Tally, read_manifest, write_shard
+from training.files import sha256, write_atomically, write_json
 
 SAMPLES = 5
 

@@ -91,15 +91,15 @@ def test_a_missing_adapter_is_told(workshop: Path, tmp_path: Path) -> None:
 def test_a_folder_of_pictures_is_held_to_what_made_them(workshop: Path, tmp_path: Path) -> None:
     evaluate.run(config(workshop, tmp_path / "out"))
     before = (tmp_path / "out" / "plain" / "style" / "00000.jpg").read_bytes()
-    for name, value, told in (("seed", 3, "seed 0, not 3"), ("steps", 2, "steps 1, not 2")):
-        with pytest.raises(ValueError, match=rf"out holds pictures made with {told}; choose another folder\.$"):
+    for name, value, told in (("seed", 3, "seed = 0, not 3"), ("steps", 2, "steps = 1, not 2")):
+        with pytest.raises(ValueError, match=rf"out holds pictures made with {told}; give it as it was, or another "):
             evaluate.run(config(workshop, tmp_path / "out", **{name: value}))
     other = load(workshop / "start.safetensors")
     other.image_proj.latents.data += 1
     save(tmp_path / "other.safetensors", other)
     rows = {"plain": {"all": tmp_path / "other.safetensors"}}
     with pytest.raises(
-        ValueError, match=r"holds pictures made with the all adapter of plain \w{64}, not \w{64}; choose"
+        ValueError, match=r"holds pictures made with the all adapter of plain = \w{12}…, not \w{12}…; give"
     ):
         evaluate.run(config(workshop, tmp_path / "out", rows=rows))
     added = {"more": rows["plain"]} | config(workshop, tmp_path / "out").rows

@@ -12,8 +12,9 @@ import pytest
 from encoded import SMALL_BANK, TASK, of_folder, samples_of, settings
 from tiny_base import WIDTH, save_open_clip, save_sd15
 from training.datasets.sample import Sample
-from training.datasets.shards import MANIFEST, Shards, Tally, read_manifest, sha256, write_json, write_shard
+from training.datasets.shards import MANIFEST, Shards, Tally, read_manifest, write_shard
 from training.features import encode
+from training.files import sha256, write_json
 
 
 @pytest.fixture
@@ -47,11 +48,11 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        pytest.param("resolution", "features made with resolution 64, not 32", id="resolution"),
-        pytest.param("precision", "features made with precision fp32, not bf16", id="precision"),
-        pytest.param("base", r"features made with vae \w{32}, not \w{32}", id="base"),
-        pytest.param("image_encoder", r"features made with image encoder \w{32}, not \w{32}", id="image"),
-        pytest.param("instruction_encoder", "features made with instruction encoder clip_l, not open_clip", id="words"),
+        pytest.param("resolution", "resolution = 64, not 32", id="resolution"),
+        pytest.param("precision", "precision = fp32, not bf16", id="precision"),
+        pytest.param("base", r"encoders.vae = \w{12}…, not \w{12}…", id="base"),
+        pytest.param("image_encoder", r"encoders.image_encoder = \w{12}…, not \w{12}…", id="image"),
+        pytest.param("instruction_encoder", "instruction_encoder = clip_l, not open_clip", id="words"),
     ],
 )
 def test_features_of_one_folder_are_made_alike(
@@ -65,7 +66,7 @@ def test_features_of_one_folder_are_made_alike(
         "instruction_encoder": str(other_models / "clip"),
     }
     before = {name: content for name, content in of_folder(features).items() if not name.startswith("instructions")}
-    with pytest.raises(ValueError, match=rf"^\S+ holds {told}; choose another folder\.$"):
+    with pytest.raises(ValueError, match=rf"^\S+ holds features made with {told}; give it as it was, or an"):
         encode.run(settings(workshop, features, **{changed: values[changed]}))
     assert before == {name: content for name, content in of_folder(features).items() if name in before}
 
@@ -146,7 +147,7 @@ def test_a_truncated_shard_is_skipped_and_counts_whole(
 def test_features_are_held_to_their_shards(workshop: Path, data: Path, tmp_path: Path) -> None:
     encode.run(settings(workshop, tmp_path / "out", data=[data]))
     damage_pictures(data, "validation-00000.tar", 0)
-    with pytest.raises(ValueError, match=r"object holds features made with validation-00000.tar \w+, not \w+; choose"):
+    with pytest.raises(ValueError, match=r"made with source.validation-00000.tar = \w{12}…, not "):
         encode.run(settings(workshop, tmp_path / "out", data=[data]))
 
 

@@ -54,7 +54,7 @@ class RawAsEncoded(RawSource):
     """Draws a subject's wordings from those that `encode` took for it."""
 
     def instruction(self, draw: Draw) -> str:
-        if subject := self.words[draw.sample].get("subject"):
+        if subject := self.shards.subject(draw.sample):
             some = Random(subject).sample(load_bank()[Task.OBJECT], PHRASES)
             self.phrases = {**self.phrases, Task.OBJECT: some}
         return super().instruction(draw)

@@ -8,7 +8,8 @@ from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from skimage import data
 from training.datasets.sample import Sample, encode_picture
-from training.datasets.shards import MANIFEST, sha256, write_json, write_shard
+from training.datasets.shards import MANIFEST, write_shard
+from training.files import sha256, write_json
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
@@ -21,12 +22,14 @@ def photograph(name: str, side: int = 96, turned: int = 0) -> Image.Image:
     return picture.rotate(90 * turned)
 
 
-def save_shards(folder: Path, task: Task, count: int = 8, validation: int = 2, per_shard: int = 4) -> Path:
+def save_shards(
+    folder: Path, task: Task, count: int = 8, validation: int = 2, per_shard: int = 4, seed: int = 0
+) -> Path:
     """A dataset folder of one task: photographs as targets, turned ones as conditions."""
     folder.mkdir(parents=True)
     shards = []
     for split, number in (("train", count), ("validation", validation)):
-        samples = [_sample(task, split, n) for n in range(number)]
+        samples = [_sample(task, split, n, seed) for n in range(number)]
         for start in range(0, number, per_shard):
             path = folder / f"{split}-{start // per_shard:05d}.tar"
             part = samples[start : start + per_shard]
@@ -36,8 +39,8 @@ def save_shards(folder: Path, task: Task, count: int = 8, validation: int = 2, p
     return folder
 
 
-def _sample(task: Task, split: str, number: int) -> Sample:
-    name = PHOTOGRAPHS[number % len(PHOTOGRAPHS)]
+def _sample(task: Task, split: str, number: int, seed: int) -> Sample:
+    name = PHOTOGRAPHS[(number + seed) % len(PHOTOGRAPHS)]
     target = encode_picture(photograph(name))
     condition = target if task is Task.EVERYTHING else encode_picture(photograph(name, turned=1 + number // 4 % 3))
     return Sample(

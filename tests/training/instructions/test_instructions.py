@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from ipadapter_instruct_core.tasks import PHRASES, Task
-from training.instructions import BANK, KEYWORDS, UNSEEN, fixed, keeps_to_its_task, load, load_bank, plain, with_subject
+from training.instructions import BANK, KEYWORDS, UNSEEN, keeps_to_its_task, load, load_bank, plain, with_subject
+from training.instructions.choose import drawn, wordings
 from training.instructions.extend import InstructionsConfig, run
 
 TASKS = [Task.EVERYTHING, Task.STYLE, Task.COMPOSITION, Task.OBJECT, Task.FACE]
@@ -92,8 +93,19 @@ def test_unseen_wordings_are_far_from_the_bank(task):
 
 
 def test_the_fixed_wordings_are_the_first_of_the_nodes():
-    assert fixed() == {task: PHRASES[task][0] for task in TASKS}
-    assert all(fixed()[task] in load(task) for task in TASKS)
+    for task in TASKS:
+        assert list(wordings("fixed", task)) == [PHRASES[task][0]] and PHRASES[task][0] in load(task)
+
+
+@pytest.mark.parametrize("task", [Task.STYLE, Task.OBJECT, Task.POSE])
+def test_each_kind_of_wording_is_drawn_from_its_own(task):
+    """Those that the paper does not train have the core's phrases in every bank."""
+    known = load_bank().get(task, PHRASES[task]), load_bank(UNSEEN).get(task, PHRASES[task])
+    for kind, expected in {"fixed": [PHRASES[task][0]], "bank": known[0], "unseen": known[1]}.items():
+        found = {drawn(kind, task, "", seed) for seed in range(40)}
+        assert found <= set(expected) and len(found) >= min(len(expected), 3)
+    named = drawn("fixed", task, "red boat", 0)
+    assert named == ("use the red boat" if task is Task.OBJECT else PHRASES[task][0])
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 from tiny_base import OPEN_CLIP, WIDTH
 from torch import Tensor
 from training.features.draws import Draws, Dropout
-from training.train import checkpoints
+from training.frozen.base import FrozenBase
+from training.train import checkpoints, validation
 from training.train.adapter import start_adapter
 from training.train.loop import Trainer, accumulation
+from training.train.optimizer import PARTS
 from training.train.settings import TrainConfig
 
 from runs import assert_same_gradients, assert_same_moments, moments, settings, train, weights
@@ -191,6 +193,7 @@ def test_the_log_holds_what_was_promised(workshop: Path, tmp_path: Path) -> None
     assert [line["step"] for line in lines] == [2, 4, 5]
     tasks = {"loss/everything", "loss/style", "loss/object"}
     others = {"loss", "learning_rate", "images_per_second", "seconds_per_step", "loader_wait_share", "memory_gib"}
+    others |= {f"{kind}_norm/{part}" for kind in ("gradient", "update") for part in PARTS}
     for line in lines:
         assert others | {"step"} <= line.keys() <= others | tasks | {"step"}
         assert line["images_per_second"] * line["seconds_per_step"] == pytest.approx(8)
@@ -206,15 +209,16 @@ def test_the_log_holds_what_was_promised(workshop: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("projector", ["released", "ip-adapter-plus"])
 def test_validation_shows_and_scores_and_changes_nothing(workshop: Path, tmp_path: Path, projector: str) -> None:
     out = tmp_path / "run"
-    validation = {"every": 2, "samples": 2, "pictures": 2, "steps": 2, "scorer": workshop / "clip"}
-    found = train(workshop, out, steps=3, projector=projector, validation=validation)
+    looked = {"every": 2, "samples": 2, "pictures": 2, "steps": 2, "scorer": workshop / "clip"}
+    found = train(workshop, out, steps=3, projector=projector, validation=looked)
     plain = train(workshop, tmp_path / "plain", steps=3, projector=projector)
     assert largest_difference(found, plain) == 0
     lines = log_of(out, "validation.jsonl")
     assert [line.pop("step") for line in lines] == [2, 3]
     names = {"everything": {"CLIP-I", "CLIP-T"}, "style": {"CLIP-S", "CLIP-P"}, "object": {"CLIP-I", "CLIP-P"}}
     for line in lines:
-        assert {task: set(figures) for task, figures in line.items()} == {t: n | {"loss"} for t, n in names.items()}
+        more = {"loss"} | ({"listens_tokens", "listens_loss"} if projector == "released" else set())
+        assert {task: set(figures) for task, figures in line.items()} == {t: n | more for t, n in names.items()}
         assert all(0.5 < figures["loss"] < 2 for figures in line.values())
     for step in (2, 3):
         for task in names:
@@ -223,12 +227,30 @@ def test_validation_shows_and_scores_and_changes_nothing(workshop: Path, tmp_pat
                 assert all(high > low for low, high in sheet.convert("RGB").getextrema())
 
 
+def test_pictures_are_made_a_few_at_once_whatever_their_number(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the peak of memory is the same, and so are the scores."""
+    looked = {"every": 1, "samples": 1, "pictures": 2, "steps": 1, "scorer": workshop / "clip"}
+    sizes: list[int] = []
+    decode = FrozenBase.decode
+    monkeypatch.setattr(FrozenBase, "decode", lambda base, z: sizes.append(len(z)) or decode(base, z))
+    lines = []
+    for at_once in (2, 1):
+        monkeypatch.setattr(validation, "AT_ONCE", at_once)
+        train(workshop, tmp_path / str(at_once), steps=1, learning_rate=1e-12, validation=looked)
+        lines += log_of(tmp_path / str(at_once), "validation.jsonl")
+    assert sizes == [2] * 3 + [1] * 6
+    for task, figures in lines[0].items():
+        assert lines[1][task] == pytest.approx(figures, abs=2e-3)
+
+
 def test_the_validation_loss_is_that_of_the_weights(workshop: Path, tmp_path: Path) -> None:
     """It depends on the weights alone, and not on the step, the batch size or the seed of the run."""
-    validation = {"every": 1, "samples": 2, "pictures": 0}
+    looked = {"every": 1, "samples": 2, "pictures": 0}
     found = []
     for name, changes in {"a": {"micro_batch_size": 1}, "b": {"seed": 3, "steps": 2, "micro_batch_size": 4}}.items():
-        train(workshop, tmp_path / name, **{"steps": 1, "learning_rate": 1e-12} | changes, validation=validation)
+        train(workshop, tmp_path / name, **{"steps": 1, "learning_rate": 1e-12} | changes, validation=looked)
         found += log_of(tmp_path / name, "validation.jsonl")
     assert len(found) == 3 and found[0].pop("step") == 1
     for line in found[1:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ from ipadapter_instruct_core.tasks import Task
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
+from training.cli.verbs import sentence
 from training.datasets.shards import Shards, Tally, write_shard
 from training.features.draws import Draws, Dropout
 from training.train import checkpoints, state
@@ -116,6 +118,9 @@ def test_too_many_damaged_samples_end_the_run(shop: Path, tmp_path: Path) -> Non
 def test_words_that_cannot_be_read_are_skipped_at_the_start(
     shop: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Of features from before `encode` wrote an index: with it, they are not read."""
+    for record in (shop / "features").glob("*/*-0000?.json"):
+        record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "index"}))
     name = change(shop, Task.STYLE, 3, lambda files: {**files, "json": b'{"task": "sty' + files["json"]})
     with pytest.raises(ValueError, match=rf"^1 of 24 items could not be used \({name}: its words cannot be read"):
         train(shop, tmp_path / "refused", max_skipped=0.04)
@@ -236,6 +241,21 @@ def test_a_disk_that_fills_up_leaves_the_checkpoints_before(
     monkeypatch.undo()
     found = train(workshop, out)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("a bug")])
+def test_memory_that_runs_out_while_saving_is_no_full_disk(
+    workshop: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(state, "get_state_dict", no_memory)
+    with pytest.raises(type(error), match=str(error)[:5]):
+        train(workshop, tmp_path / "run", steps=1)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    if isinstance(error, torch.OutOfMemoryError):
+        assert sentence(error).startswith("The card's memory is full")
 
 
 def test_a_really_full_disk(workshop: Path, features: Path, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from ipadapter_instruct_core.config import Base
 from ipadapter_instruct_core.tasks import GuidanceMode, Task, defaults
 from PIL import Image
 from torch import Tensor
-from training.datasets.shards import write_json
 from training.evaluate.grids import CELL, grid
+from training.files import write_json
 from training.frozen.sampling import Settings, to_pictures
+from training.held import compare
 from training.miniature.judged import report
 from training.miniature.judged.cases import (
     CROSSED_TASKS,
@@ -140,11 +141,7 @@ def open_results(config: EvaluateConfig, models: Models, path: Path) -> dict:
     settings = {name: value for name, value in asdict(config).items() if name in HELD}
     held = {"settings": settings, "models": models.identities()}
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**held, "found": {}}
-    for part, values in held.items():
-        for name, value in values.items():
-            before = results[part].get(name)
-            if before != value:
-                raise ValueError(f"{path} was made with {name} {before}, not {value}; choose another folder by --out.")
+    compare(results, held, path.parent, "pictures made")
     return results | {"shown": {"wording": config.wording, "weight": {t.value: strength(config, t) for t in TASKS}}}
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,13 +15,13 @@ from ipadapter_instruct_core.config import InstructionEncoder
 from ipadapter_instruct_core.guidance import Row
 from ipadapter_instruct_core.tasks import Task
 from torch import Tensor
-from training.datasets.shards import sha256
+from training.files import sha256
 from training.frozen.base import fingerprint
 from training.frozen.encoders import EncoderPaths, Encoders, load_encoders
 from training.frozen.fit import check_fit
 from training.frozen.sampling import Conditioning, Settings, conditionings, initial_noise, sample
 from training.frozen.unet import prepare_unet
-from training.instructions import UNSEEN, fixed, load_bank, with_subject
+from training.instructions.choose import Wording, drawn
 from training.miniature.judged.cases import Case
 from training.miniature.models import oracle
 from training.miniature.world.drawn import to_tensor
@@ -137,28 +136,19 @@ class Prepared:
         return cls(cases, torch.cat(image), torch.cat(text), noise)
 
 
-@cache
-def bank(wording: str) -> dict[Task, list[str]]:
-    """The wordings of each task: "fixed", "bank" or "unseen"."""
-    if wording == "fixed":
-        return {task: [phrase] for task, phrase in fixed().items()}
-    return load_bank({"bank": None, "unseen": UNSEEN}[wording])
-
-
-def instruction(case: Case, wording: str) -> str:
-    """What the adapter is told of a case, drawn by its seed."""
-    phrase = random.Random(case.seed).choice(bank(wording)[case.task])
-    return with_subject(phrase, case.subject) if case.subject else phrase
-
-
 @torch.inference_mode()
 def paint(
-    models: Models, prepared: Prepared, loaded: Loaded | None, wording: str, settings: Settings, batch: int
+    models: Models,
+    prepared: Prepared,
+    loaded: Loaded | None,
+    wording: Wording | Literal[""],
+    settings: Settings,
+    batch: int,
 ) -> Tensor:
     """[N, 3, 64, 64] in 0-1: a picture of every case; without an adapter those of the bare base.
 
     Args:
-        wording: of the instructions, see `bank`; any for an adapter that follows none.
+        wording: of the instructions, see `choose.wordings`; any for an adapter that follows none.
     """
     made, coefficients, base = [], settings.coefficients(), models.any_encoders.base
     for start in range(0, len(prepared.cases), batch):
@@ -169,7 +159,7 @@ def paint(
             conditions = {Row.FULL: Conditioning(text, None), Row.UNCOND: Conditioning(empty, None)}
         else:
             kind = loaded.adapter.config.instruction_encoder
-            words = [instruction(case, wording or "fixed") for case in prepared.cases[part]]
+            words = [drawn(wording or "fixed", case.task, case.subject, case.seed) for case in prepared.cases[part]]
             states = models.encoders[kind].instruction_states(words)
             features = {"image": prepared.image[part], "text": text, "instruction": states}
             conditions = conditionings(loaded.adapter, features, models.dropped[kind], settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ipadapter_instruct_core.tasks import Task
-from training.datasets.shards import write_atomically
+from training.files import write_atomically
 from training.miniature.judged.cases import (
     CROSSED_TASKS,
     OF_PEOPLE,

@@ -12,7 +12,8 @@ import numpy as np
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from training.datasets.sample import Sample
-from training.datasets.shards import MANIFEST, sha256, write_json, write_shard
+from training.datasets.shards import MANIFEST, write_shard
+from training.files import sha256, write_json
 from training.miniature.world.captions import PARTS, caption
 from training.miniature.world.drawn import in_processes
 from training.miniature.world.factors import Factors, sample

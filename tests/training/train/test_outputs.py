@@ -1,0 +1,79 @@
+"""What a run leaves beside its checkpoints: snapshots and traces; and how batches reach it where memory is scarce."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from ipadapter_instruct_core.checkpoint import load
+from safetensors.torch import load_file
+from training.train import batches
+
+from runs import train, weights
+
+pytestmark = pytest.mark.usefixtures("features")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    yield
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+
+
+def test_snapshots_of_the_average_stay_in_half_precision(workshop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(workshop, out, steps=6, ema=0.5, checkpoint_every=2, keep=1, snapshot_every=2)
+    found = sorted((out / "snapshots").iterdir())
+    assert [path.name for path in found] == [f"step-0000000{step}.safetensors" for step in (2, 4, 6)]
+    assert len(list((out / "checkpoints").glob("step-*"))) == 1
+    average = weights(out, "average.safetensors")
+    last = load_file(found[-1])
+    assert last.keys() == average.keys() and {tensor.dtype for tensor in last.values()} == {torch.float16}
+    assert all(torch.equal(tensor, average[key].half()) for key, tensor in last.items())
+    assert any(not torch.equal(tensor, weights(out)[key].half()) for key, tensor in last.items())
+    assert load(found[0]).config.follows_instructions
+
+
+def test_taking_a_snapshot_changes_nothing(workshop: Path, tmp_path: Path) -> None:
+    plain = train(workshop, tmp_path / "plain", steps=4, snapshot_every=0)
+    found = train(workshop, tmp_path / "run", steps=4, snapshot_every=1)
+    assert not (tmp_path / "plain" / "snapshots").exists()
+    assert all(torch.equal(found[key], tensor) for key, tensor in plain.items())
+
+
+def test_a_trace_names_the_parts_of_the_steps_asked_for(workshop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(workshop, out, steps=8, profile=2)
+    (trace,) = (out / "profile").iterdir()
+    names = [event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]]
+    marks = ("wait for samples", "features", "loss", "gradients", "optimizer")
+    assert {mark: names.count(mark) for mark in marks} == dict.fromkeys(marks, 2 * 2)  # micro-batches
+    train(workshop, tmp_path / "plain", steps=1)
+    assert not (tmp_path / "plain" / "profile").exists()
+
+
+def test_batches_go_through_a_pipe_where_there_is_little_shared_memory(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train(workshop, tmp_path / "plain", steps=3, workers=1)
+    handed: list[bool] = []
+    unless_lost = batches._unless_lost
+
+    def seen(loaded: Iterator[dict]) -> Iterator[dict]:
+        def watched() -> Iterator[dict]:
+            for batch in loaded:
+                handed.append(isinstance(batch["latents"], torch.Tensor))
+                yield batch
+
+        return unless_lost(watched())
+
+    monkeypatch.setattr(batches, "_unless_lost", seen)
+    monkeypatch.setattr(batches, "shared_memory", lambda: 64e6)  # Docker's
+    found = train(workshop, tmp_path / "scarce", steps=3, workers=1)
+    assert handed == [False] * 6, "tensors came, through shared memory"
+    assert all(torch.equal(found[key], tensor) for key, tensor in plain.items())
