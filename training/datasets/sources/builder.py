@@ -1,7 +1,7 @@
 """What every source dataset gives: a light plan of its samples, and the making of one sample from its files."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -46,6 +46,16 @@ class Pictures(NamedTuple):
 
     condition: bytes
     target: bytes | None
+
+
+def captioned(task: Task, pictures: Iterable[tuple[str, Place, str] | LeftOut]) -> Iterator[Item | LeftOut]:
+    """A sample of each (name, place, caption), whose target is the picture itself or is generated from it."""
+    for picture in pictures:
+        if isinstance(picture, LeftOut):
+            yield picture
+            continue
+        name, place, caption = picture
+        yield Item(name, group=name, task=task, condition=place, prompt=caption, condition_prompt=caption)
 
 
 class Source(BaseModel):

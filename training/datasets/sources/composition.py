@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from training.datasets.sample import Sample, decode_picture
-from training.datasets.sources.builder import Item, Source
+from training.datasets.sources.builder import Item, Source, captioned
 from training.datasets.sources.files import pictures_in
 from training.datasets.sources.folders import LeftOut
 from training.datasets.targets.canny import edge_map
@@ -31,19 +31,8 @@ class Composition(Source):
     generation: ClassVar[str] = "targets"
 
     def plan(self, seed: int) -> Iterator[Item | LeftOut]:
-        for picture in pictures_in(self.pictures, self.picture_column, self.caption_column):
-            if isinstance(picture, LeftOut):
-                yield picture
-                continue
-            name, place, caption = picture
-            yield Item(
-                source_id=name,
-                group=name,
-                task=Task.COMPOSITION,
-                condition=place,
-                prompt=caption,
-                condition_prompt=caption,
-            )
+        pictures = pictures_in(self.pictures, self.picture_column, self.caption_column)
+        return captioned(Task.COMPOSITION, pictures)
 
     def guide(self, sample: Sample) -> Image.Image:
         return edge_map(decode_picture(sample.condition), self.targets.size)

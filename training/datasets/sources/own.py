@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 from ipadapter_instruct_core.tasks import Task
-from training.datasets.sources.builder import Item, Source
+from training.datasets.sources.builder import Item, Source, captioned
 from training.datasets.sources.files import Place, existing, json_lines, pictures_in
 from training.datasets.sources.folders import LeftOut, Listing, inside, missing_from
 
@@ -33,14 +33,7 @@ class Own(Source):
             return
         if self.task is None:
             raise ValueError(f"No task is set for the folder {self.data}; set one of {_tasks()}.")
-        for picture in pictures_in(self.data):
-            if isinstance(picture, LeftOut):
-                yield picture
-                continue
-            name, place, caption = picture
-            yield Item(
-                source_id=name, group=name, task=self.task, condition=place, prompt=caption, condition_prompt=caption
-            )
+        yield from captioned(self.task, pictures_in(self.data))
 
     def _lines(self) -> Iterator[Item | LeftOut]:
         folder, listing = self.data.parent, Listing()
