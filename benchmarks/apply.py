@@ -132,6 +132,8 @@ def measure(name: str, pack: Any, folder: Path) -> list[Result]:
     found = measure_apply(name, apply, bound)
     pack.vision = host.RandomVision()  # ViT-H/14's time would be most of that of the re-runs
     found += measure_memory(name, apply, bound)
+    if bound:
+        found += measure_memory(f"{name}, all nodes on references", pack.apply_all, bound)
     found.append(measure_import(name, folder, bound))
     results_table(f"Apply, clones, memory and import: {name} (SD1.5's 16 layers, small dimensions)", found)
     return found

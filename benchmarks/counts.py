@@ -16,6 +16,7 @@ from .report import Result, parser, table, write
 # Eight above the floor: of UNets an attention and an addition a layer, 32; of the small SD3 thirteen for each of two
 # layers, 26: four projections and a view of each, an attention, an addition, three that put tensors side by side.
 MOST_OPERATIONS = {"small": 40, "real": 40, "sd3": 34}
+MOST_FOR_A_CURVE = 16  # of what it adds: one a layer of UNets
 LATENT = 8
 STEPS, MEASURED = 4, 2  # the steps before fill what is kept for the run
 PART = {"start": 0.1, "end": 0.9}  # of sampling; the steps 1 and 2 of 4 lie within
@@ -89,6 +90,11 @@ def measure(size: str) -> dict[str, dict[str, Counts]]:
     part = ("start_percent", "end_percent")
     two = {"bare host, 2 rows": count(model)}
     two |= {f"ours, simple{name}": count(ours.apply(**s)) for name, s in variants({}, *part).items()}
+    two |= {f"ours, {name}": count(ours.apply_reference(**given)) for name, given in ours.references().items()}
+    two |= {"ours, a curve": count(ours.apply(weight_curve="ease in"))}
+    two |= {
+        "ours, a curve, start and end": count(ours.apply(weight_curve="ease in", start_percent=0.1, end_percent=0.9))
+    }
     if popular.FOLDER and size != "sd3":
         other = popular.Popular(model, [width for _, width in ours.adapter.config.layers])
         theirs = variants({}, "start_at", "end_at")
@@ -109,7 +115,7 @@ def results(size: str, groups: dict[str, dict[str, Counts]]) -> list[Result]:
                 found.append(Result(f"counts, {size}: {name}: read-backs", bare.read_backs, ""))
                 continue
             ours = name.startswith("ours")
-            most = MOST_OPERATIONS[size] if ours else None
+            most = MOST_OPERATIONS[size] + (MOST_FOR_A_CURVE if "curve" in name else 0) if ours else None
             reads = (counts.model_calls if "start" in name else 0) if ours else None
             found += [
                 Result(f"counts, {size}: {name}: operations over bare", counts.total - bare.total, "", most),

@@ -186,9 +186,37 @@ class Ours:
         texts = {row: (random(1, 77, TEXT, seed=i), random(1, 77, TEXT, seed=9)) for i, row in enumerate(guidance.Row)}
         encoded = pack("nodes.encode_instruction").EncodedInstruction
         self.instruction = encoded(tasks.Task.STYLE, "use the style", self.adapter.config, texts)
+        other = {row: (random(1, 77, TEXT, seed=20 + i), text[1]) for i, (row, text) in enumerate(texts.items())}
+        self.other_instruction = encoded(tasks.Task.FACE, "use the face", self.adapter.config, other)
         self.node = pack("nodes.apply").ApplyAdapter
         self.model = model
         self.vision = vision or RandomVision()
+
+    def references(self) -> dict[str, dict[str, Any]]:
+        """References in place of the picture, as inputs of `apply`: one, two combined, and one to keep away from."""
+        pack = start()
+        encode, combine = pack("nodes.encode_reference").encode_reference, pack("ipadapter_instruct_core.reference")
+        settings = {"crop_position": "pad", "colour": "random", "seed": 0, "use_mask": "zoom", "margin": 0.0}
+        image = pack("nodes.prepare_reference").prepare(picture(), **settings, size=224)
+        one, other = (
+            encode(self.adapter, instruction, self.vision, image, "concatenate")
+            for instruction in (self.instruction, self.other_instruction)
+        )
+        combined = combine.combine([one, other], [1.0, 3.0], mean=False)
+        return {
+            "a reference": {"reference": one},
+            "a combined reference": {"reference": combined},
+            "a negative reference": {"reference": one, "negative_reference": other},
+        }
+
+    def apply_all(self) -> Any:
+        """Every node on references in one chain, with a curve."""
+        given = self.references()
+        both = given["a combined reference"] | {"negative_reference": given["a reference"]["reference"]}
+        return self.apply_reference(**both, weight_curve="ease in-out")
+
+    def apply_reference(self, **settings: Any) -> Any:
+        return self.node.execute(self.model, self.adapter, **({"guidance": "simple"} | settings)).result[0]
 
     def apply(self, image: torch.Tensor | None = None, **settings: Any) -> Any:
         defaults = {

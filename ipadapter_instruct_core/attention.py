@@ -18,7 +18,7 @@ def image_attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor 
     Args:
         queries: [B, P, H*d], as the base model projected them.
         keys, values: [B, H, T, d], split beforehand.
-        bias: [1, T], added to each key's logits.
+        bias: [B or 1, 1, 1, T], added to each key's logits.
 
     Returns:
         [B, P, H*d], to be added to the text attention's output.

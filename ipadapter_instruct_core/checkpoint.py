@@ -1,5 +1,6 @@
 """Reading and writing adapter files: the authors' ``.bin``, ``.safetensors``, and what is neither, in plain words."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -134,6 +135,15 @@ def load(path: str | os.PathLike, ops: Any = nn) -> Adapter:
         raise ValueError(f"{path.name} does not fit the released layout: {error}. {DOWNLOAD_AGAIN}") from error
     check_numbers(path.name, state)
     return adapter
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """What tells one adapter's weights from another's, whatever kind of file they come from."""
+    digest = hashlib.sha256()
+    for key, tensor in state.items():
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_numbers(name: str, state: Mapping[str, Tensor]) -> None:

@@ -47,12 +47,12 @@ class ImageKeyValue(nn.Module):
             out: [B, P, H*d], the base's own attention before its output projection.
             keys, values: [B, H, T, d], of `forward`.
             image: which positions are the picture's.
-            bias: [1, T], added to the tokens' logits; one for all tokens changes nothing where only tokens are keys.
+            bias: [B or 1, 1, 1, T], added to the tokens' logits.
 
         Returns:
             [B, P, H*d].
         """
-        return image_attention(queries, keys, values)
+        return image_attention(queries, keys, values, bias)
 
 
 class JointKeyValue(nn.Module):

@@ -22,12 +22,16 @@ class PerceiverAttention(nn.Module):
         self.to_kv = ops.Linear(width, inner * 2, bias=False)
         self.to_out = ops.Linear(inner, width, bias=False)
 
-    def forward(self, source: Tensor, latents: Tensor) -> Tensor:
-        """source [B, N, D] and latents [B, T, D] -> [B, T, D], without the residual."""
+    def queries_keys_values(self, source: Tensor, latents: Tensor) -> list[Tensor]:
+        """Each [B, H, N + T, d], the queries [B, H, T, d]."""
         latents = self.norm2(latents)
         queries = self.to_q(latents)
         keys, values = self.to_kv(torch.cat([self.norm1(source), latents], dim=1)).chunk(2, dim=-1)
-        queries, keys, values = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (queries, keys, values))
+        return [x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (queries, keys, values)]
+
+    def forward(self, source: Tensor, latents: Tensor) -> Tensor:
+        """source [B, N, D] and latents [B, T, D] -> [B, T, D], without the residual."""
+        queries, keys, values = self.queries_keys_values(source, latents)
         return self.to_out(scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2))
 
 

@@ -1,46 +1,47 @@
 """Apply IPAdapter-Instruct: a picture and an instruction onto a MODEL, for any sampler."""
 
-from functools import partial
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..ipadapter_instruct_core.guidance import Row
+from ..ipadapter_instruct_core.curves import Curve
+from ..ipadapter_instruct_core.reference import EncodedReference, rows_of
 from ..ipadapter_instruct_core.tasks import GuidanceMode, TaskDefaults, defaults
 from .encode_instruction import EncodedInstruction
+from .encode_reference import CLIP_VISION, CONCATENATE, IMAGE, check_made_with, combine_images, encode_reference
 from .host import apply as host_apply
 from .host import log
 from .host.application import Application, ThreeWay
-from .host.memory import HostedAdapter, few_at_a_time, module_dtype, remembered
-from .host.vision import image_tokens
-from .types import CATEGORY, Adapter, Instruction, check_settings, guidance_scales
+from .host.memory import HostedAdapter
+from .host.vision import checked_mask
+from .schema import supported
+from .types import CATEGORY, Adapter, Instruction, Reference, check_settings, guidance_scales
 
 AUTO = "auto"
-CONCATENATE, AVERAGE, ONE_EACH = "concatenate", "average", "one for each batch item"
 
 
 class ApplyAdapter(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return supported(
+            io.Schema,
             node_id="IPAdapterInstructApply",
             display_name="Apply IPAdapter-Instruct",
             category=CATEGORY,
             description="Conditions the model on a picture, as the instruction says. Nodes can be chained: "
             "two pictures, two instructions.",
+            search_aliases=["ip-adapter", "style transfer", "reference image", "image prompt"],
             inputs=[
                 io.Model.Input("model", tooltip="An SD1.5, SDXL or SD3 model, of the same family as the adapter."),
                 Adapter.Input("adapter", tooltip="The adapter that the instruction was encoded for."),
-                Instruction.Input("instruction", tooltip="What to take from the picture, from Encode Instruction."),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    tooltip="CLIP ViT-H/14 for the released weights (CLIP-ViT-H-14-laion2B-s32B-b79K).",
+                Instruction.Input(
+                    "instruction",
+                    optional=True,
+                    tooltip="What to take from the picture, from Encode Instruction.",
                 ),
-                io.Image.Input(
-                    "image", tooltip="The reference picture, or several as a batch. Its middle square is read."
-                ),
+                io.ClipVision.Input("clip_vision", optional=True, tooltip=CLIP_VISION),
+                io.Image.Input("image", optional=True, tooltip=IMAGE),
                 io.Float.Input(
                     "weight",
                     default=1.0,
@@ -50,11 +51,14 @@ class ApplyAdapter(io.ComfyNode):
                     tooltip="1.0 is the task's own strength: 0.8 of full on SD1.5 and SD3, 0.9 on SDXL, on "
                     "SD1.5 and SDXL 0.2 less for composition and pose. 0 switches the adapter and its guidance off.",
                 ),
-                io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.001, tooltip="When the adapter sets in."
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.001, tooltip="When the adapter stops."
+                *(
+                    supported(
+                        io.Float.Input, name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tip, advanced=True
+                    )
+                    for name, default, tip in (
+                        ("start_percent", 0.0, "When the adapter sets in."),
+                        ("end_percent", 1.0, "When the adapter stops."),
+                    )
                 ),
                 io.Combo.Input(
                     "guidance",
@@ -64,18 +68,33 @@ class ApplyAdapter(io.ComfyNode):
                     "three-way: text (cfg), instruction and image have a scale each; up to twice the time.",
                 ),
                 *guidance_scales("read only when guidance is set to three-way"),
-                io.Combo.Input(
-                    "combine_images",
-                    options=[CONCATENATE, AVERAGE, ONE_EACH],
-                    default=CONCATENATE,
-                    tooltip="What to do with several pictures: use all of them, their average, or one for each latent "
-                    "of the batch, in turn.",
-                ),
+                combine_images(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
                     tooltip="Where in the new picture the adapter acts (white). A detailer samples a crop, over which "
                     "the whole mask is stretched: leave it out there.",
+                ),
+                Reference.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="In place of instruction, clip_vision and image: from Encode, Load or Combine References.",
+                ),
+                Reference.Input(
+                    "negative_reference",
+                    optional=True,
+                    tooltip="What to keep away from, as its own instruction says (not this style): "
+                    "it stands in the negative prompt's place beside no picture.",
+                ),
+                supported(
+                    io.Combo.Input,
+                    "weight_curve",
+                    options=[curve.value for curve in Curve],
+                    default=Curve.CONSTANT.value,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How the weight changes from start_percent to end_percent: the same throughout, rising "
+                    "(ease in), falling (ease out), rising and falling (ease in-out), or falling and rising.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -86,17 +105,20 @@ class ApplyAdapter(io.ComfyNode):
         cls,
         model: Any,
         adapter: HostedAdapter,
-        instruction: EncodedInstruction,
-        clip_vision: Any,
-        image: Tensor,
-        weight: float,
-        start_percent: float,
-        end_percent: float,
-        guidance: str,
-        instruct_scale: float,
-        image_scale: float,
-        combine_images: str,
+        instruction: EncodedInstruction | None = None,
+        clip_vision: Any = None,
+        image: Tensor | None = None,
+        weight: float = 1.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        guidance: str = AUTO,
+        instruct_scale: float = 2.0,
+        image_scale: float = 1.0,
+        combine_images: str = CONCATENATE,
         mask: Tensor | None = None,
+        reference: EncodedReference | None = None,
+        negative_reference: EncodedReference | None = None,
+        weight_curve: str = Curve.CONSTANT.value,
     ) -> io.NodeOutput:
         check_settings(
             weight=weight,
@@ -110,25 +132,46 @@ class ApplyAdapter(io.ComfyNode):
                 f"start_percent ({start_percent:g}) is not before end_percent ({end_percent:g}), so the adapter "
                 "would never act; lower the start, raise the end, or set the weight to 0."
             )
-        if instruction.config != adapter.config:
-            raise ValueError(
-                "The instruction was encoded for another adapter; connect the same Load IPAdapter-Instruct Model "
-                "to Encode Instruction and to Apply IPAdapter-Instruct."
-            )
-        host_apply.matching_sites(model, adapter)  # before the picture is encoded: the cheap check first
+        host_apply.matching_sites(model, adapter)  # before the picture is encoded: the cheap checks first
+        for each in (reference, negative_reference):
+            if each is not None:
+                check_made_with(each, adapter)
+        encoded = {"instruction": instruction, "clip_vision": clip_vision, "image": image}
+        _check_either(reference, encoded)
         if weight == 0.0:
             return io.NodeOutput(host_apply.without(model))
-        task = defaults(instruction.task, adapter.config.base)
+        if reference is None:
+            reference = encode_reference(adapter, **encoded, combine=combine_images)
+        task = defaults(reference.task, adapter.config.base)
+        tokens, bias = rows_of(reference, negative_reference)
         application = Application(
             adapter=adapter,
-            tokens=_project(adapter, instruction, clip_vision, image, combine_images),
+            tokens=tokens,
             weight=weight * task.weight,
             start_percent=start_percent,
             end_percent=end_percent,
             three_way=_three_way(adapter, task, guidance, instruct_scale, image_scale),
-            mask=_checked_mask(mask),
+            mask=checked_mask(mask),
+            bias=bias,
+            curve=Curve(weight_curve),
         )
         return io.NodeOutput(host_apply.apply(model, application))
+
+
+def _check_either(reference: EncodedReference | None, encoded: dict[str, Any]) -> None:
+    """Refuse a reference beside what one is encoded from, or neither."""
+    given = [name for name, value in encoded.items() if value is not None]
+    if reference is not None and given:
+        raise ValueError(
+            f"Both a reference and {', '.join(given)} are connected; take the one or the other away: a reference "
+            "already holds the picture and its instruction."
+        )
+    if reference is None and not {"instruction", "image"} <= {*given}:
+        lost = " and ".join(name for name in encoded if name not in given)
+        raise ValueError(
+            f"There is no picture to apply: {lost} not connected; connect instruction, clip_vision and image, or a "
+            "reference from Encode Reference."
+        )
 
 
 def _three_way(
@@ -141,44 +184,3 @@ def _three_way(
         three_way = task.guidance is GuidanceMode.THREE_WAY
         return ThreeWay(task.instruct_scale, task.image_scale, automatic=True) if three_way else None
     return ThreeWay(instruct_scale, image_scale) if guidance == GuidanceMode.THREE_WAY.value else None
-
-
-def _checked_mask(mask: Tensor | None) -> Tensor | None:
-    """[M, H, W] in 0-1, of any size and shape: it is stretched over the picture."""
-    if mask is None:
-        return None
-    mask = mask.reshape(-1, *mask.shape[-2:]).float()
-    if mask.numel() == 0:
-        raise ValueError("The mask is empty; connect a mask with at least one pixel, or none.")
-    return mask.nan_to_num().clamp(0, 1)
-
-
-def _project(
-    adapter: HostedAdapter, instruction: EncodedInstruction, clip_vision: Any, image: Tensor, combine: str
-) -> dict[Row, Tensor]:
-    """Adapter tokens [N, T, O] of every row."""
-    pictures, nothing = image_tokens(clip_vision, image, adapter.config)
-    key = (instruction, pictures, nothing, combine)  # told apart as objects, which the memory keeps alive
-    return remembered(adapter, key, lambda: _project_rows(adapter, instruction, pictures, nothing, combine))
-
-
-def _project_rows(
-    adapter: HostedAdapter, instruction: EncodedInstruction, pictures: Tensor, nothing: Tensor, combine: str
-) -> dict[Row, Tensor]:
-    if combine == AVERAGE:
-        pictures = pictures.mean(dim=0, keepdim=True)
-    device = adapter.load()
-    dtype = module_dtype(adapter.adapter)
-
-    def tokens(source: Tensor, row: Row) -> Tensor:
-        texts = (text if text is None else text.to(device, dtype) for text in instruction.rows[row])
-        texts = (text if text is None else text.expand(len(source), -1, -1) for text in texts)
-        return adapter.adapter.image_proj(source.to(device, dtype), *texts)
-
-    with torch.inference_mode():
-        rows = {row: few_at_a_time(partial(tokens, row=row), nothing if row is Row.UNCOND else pictures) for row in Row}
-    if combine == CONCATENATE:
-        rows = {row: t.flatten(0, 1).unsqueeze(0) for row, t in rows.items()}
-        # Rows of a batch need one length; attention to repeated tokens is attention to them once (see `prepared`).
-        rows[Row.UNCOND] = rows[Row.UNCOND].repeat(1, rows[Row.FULL].shape[1] // rows[Row.UNCOND].shape[1], 1)
-    return rows

@@ -7,18 +7,21 @@ from comfy_api.latest import io
 
 from .host.application import ThreeWay
 from .host.apply import with_guider_scales
+from .schema import supported
 from .types import CATEGORY, check_settings, guidance_scales
 
 
 class Guider(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return supported(
+            io.Schema,
             node_id="IPAdapterInstructGuider",
             display_name="IPAdapter-Instruct Guider",
             category=CATEGORY,
             description="Three-way guidance for SamplerCustomAdvanced: a scale each for text, instruction and image, "
             "whatever is set in Apply IPAdapter-Instruct.",
+            search_aliases=["ip-adapter", "three-way guidance"],
             inputs=[
                 io.Model.Input("model", tooltip="A model that has passed through Apply IPAdapter-Instruct."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),

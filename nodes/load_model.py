@@ -3,17 +3,20 @@
 from comfy_api.latest import io
 
 from .host import folders, memory
+from .schema import supported
 from .types import CATEGORY, Adapter
 
 
 class LoadModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return supported(
+            io.Schema,
             node_id="IPAdapterInstructModelLoader",
             display_name="Load IPAdapter-Instruct Model",
             category=CATEGORY,
             description="Loads an IPAdapter-Instruct file, or IPAdapter-Plus as a baseline without instructions.",
+            search_aliases=["ip-adapter", "style transfer"],
             inputs=[
                 io.Combo.Input(
                     "adapter_name",

@@ -8,6 +8,7 @@ CATEGORY = "IPAdapter-Instruct"
 
 Adapter = io.Custom("IPADAPTER_INSTRUCT")
 Instruction = io.Custom("IPADAPTER_INSTRUCTION")
+Reference = io.Custom("IPADAPTER_INSTRUCT_REFERENCE")
 # Given for either, since our inputs have the host's types: packs that fill inputs from afar compare types with ==.
 # The first name is what older saved workflows have.
 OpenClip = io.Custom("IPADAPTER_INSTRUCT_OPEN_CLIP,CLIP,CLIP_VISION")

@@ -113,26 +113,36 @@ def saving(graph: Graph, prefix: str) -> Graph:
 
 
 def without_adapter(graph: Graph) -> Graph:
-    """The same graph without our nodes: what read an adapted MODEL reads the one before it."""
+    """The same graph without our nodes: what read an adapted MODEL reads the one before it, and CLIP Text Encode
+    takes the place of what our nodes made of the prompts."""
     before = {name: entry["inputs"]["model"] for name, entry in graph.items() if entry["class_type"] == f"{OURS}Apply"}
+
+    encoders = {}
 
     def bypassed(value: Any) -> Any:
         while isinstance(value, list) and value[0] in before:
             value = before[value[0]]
-        return value
+        if not isinstance(value, list) or graph[value[0]]["class_type"] != f"{OURS}Encode":
+            return value
+        name, slot = value
+        given = graph[name]["inputs"]
+        text = given[("instruction", "prompt", "negative_prompt")[slot]]
+        encoders[f"{name}_{slot}"] = node("CLIPTextEncode", clip=given.get("prompt_clip", given["clip"]), text=text)
+        return [f"{name}_{slot}", 0]
 
-    return {
+    plain = {
         name: {**entry, "inputs": {key: bypassed(value) for key, value in entry["inputs"].items()}}
         for name, entry in graph.items()
         if not entry["class_type"].startswith(OURS)
     }
+    return plain | encoders
 
 
 def text_of(graph: Graph) -> str:
     """The prompt: the text that the samplers' positive input comes from."""
     sampler, *_ = (entry for entry in graph.values() if entry["class_type"] == "KSampler")
     value: Any = sampler["inputs"]["positive"]
-    for name in ("positive", "text", "value"):
+    for name in ("positive", "prompt", "text", "value"):
         while isinstance(value, list) and name in graph[value[0]]["inputs"]:
             value = graph[value[0]]["inputs"][name]
     return value

@@ -36,7 +36,7 @@ READING_WIDTH, LOADER_WIDTH, TEXT_WIDTH, NODE_WIDTH, RESULT = 420, 400, 340, 320
 
 
 class Models(NamedTuple):
-    """``reader`` reads the instruction, ``vision`` the picture."""
+    """``reader`` reads the instruction, ``vision`` the picture; ``clip`` the prompts, where it is not the reader."""
 
     model: Output
     clip: Output
@@ -44,6 +44,12 @@ class Models(NamedTuple):
     adapter: Output
     reader: Output
     vision: Output
+
+    @property
+    def readers(self) -> dict[str, Output]:
+        """The inputs of the nodes that encode instructions."""
+        own = {} if self.clip == self.reader else {"prompt_clip": self.clip}
+        return {"adapter": self.adapter, "clip": self.reader, **own}
 
 
 class Sampling(NamedTuple):
@@ -69,11 +75,10 @@ class Adapter(NamedTuple):
     sampling: Sampling = SD15_SAMPLING
 
 
-class Texts(NamedTuple):
-    """Both prompts, as the words that Encode Instruction reads and as the conditioning that the sampler reads."""
+class Adapted(NamedTuple):
+    """What the sampler reads: a MODEL that follows the picture, and the prompts."""
 
-    prompt: Output
-    negative_prompt: Output
+    model: Output
     positive: Output
     negative: Output
 
@@ -118,9 +123,8 @@ def one_task(
     with canvas.column("Models", "models", LOADER_WIDTH):
         models = adapter.load(canvas)
     image = reference_picture(canvas)
-    texts = write_prompts(canvas, models.clip, prompt)
-    adapted = take_from_picture(canvas, models, texts, image, task, subject)
-    make_picture(canvas, models, adapted, texts.positive, texts.negative, prefix or task, adapter.sampling)
+    adapted = take_from_picture(canvas, models, prompt, image, task, subject)
+    make_picture(canvas, models, adapted, prefix or task, adapter.sampling)
 
 
 def with_controlnet(
@@ -134,22 +138,21 @@ def with_controlnet(
             "ControlNetLoader", models=on_hub(net, "controlnet", CONTROL_HUB), control_net_name=net
         )
     image = reference_picture(canvas)
-    texts = write_prompts(canvas, models.clip, prompt)
-    adapted = take_from_picture(canvas, models, texts, image, task)
+    adapted = take_from_picture(canvas, models, prompt, image, task)
     with canvas.column("What to hold on to", "control", NODE_WIDTH):
         picture = load_picture(canvas, "Drawing" if hint == SCRIBBLE else "Pose", hint)
         if hint == SCRIBBLE:
             picture = canvas.node("ImageInvert", image=picture).only
         controlled = canvas.node(
             "ControlNetApplyAdvanced",
-            positive=texts.positive,
-            negative=texts.negative,
+            positive=adapted.positive,
+            negative=adapted.negative,
             control_net=loaded_net.only,
             image=picture,
             strength=0.8,
         )
-    prefix = f"{task}_with_controlnet"
-    make_picture(canvas, models, adapted, controlled["positive"], controlled["negative"], prefix)
+    controlled = Adapted(adapted.model, controlled["positive"], controlled["negative"])
+    make_picture(canvas, models, controlled, f"{task}_with_controlnet")
 
 
 def with_lora(canvas: Canvas, about: str, task: str, prompt: str, adapter: Adapter = RELEASED) -> None:
@@ -162,30 +165,15 @@ def with_lora(canvas: Canvas, about: str, task: str, prompt: str, adapter: Adapt
         lora = canvas.node(
             "LoraLoader", model=models.model, clip=models.clip, lora_name=LORA, strength_model=0.8, strength_clip=0.8
         )
-    texts = write_prompts(canvas, lora["CLIP"], prompt, below=True)
-    models = models._replace(model=lora["MODEL"])
-    adapted = take_from_picture(canvas, models, texts, image, task)
-    make_picture(canvas, models, adapted, texts.positive, texts.negative, f"{task}_with_lora")
+    models = models._replace(model=lora["MODEL"], clip=lora["CLIP"])
+    adapted = take_from_picture(canvas, models, prompt, image, task)
+    make_picture(canvas, models, adapted, f"{task}_with_lora")
 
 
 def notes(canvas: Canvas, about: str, files: str) -> None:
     with canvas.column("Read me", "text", READING_WIDTH):
         canvas.note("What this does", about)
         canvas.note("Files", files)
-
-
-def write_prompts(canvas: Canvas, clip: Output, prompt: str, below: bool = False) -> Texts:
-    with canvas.column("Prompts, typed once", "text", TEXT_WIDTH, below):
-        return place_prompts(canvas, clip, prompt)
-
-
-def place_prompts(canvas: Canvas, clip: Output, prompt: str) -> Texts:
-    """Each prompt is one text for both of its readers: the text encoder and Encode Instruction."""
-    words = canvas.node("PrimitiveStringMultiline", title="Prompt", tall=120, value=prompt).only
-    unwanted = canvas.node("PrimitiveStringMultiline", title="Negative prompt", tall=120, value=NEGATIVE).only
-    positive = canvas.node("CLIPTextEncode", title="Encode prompt", collapsed=True, clip=clip, text=words)
-    negative = canvas.node("CLIPTextEncode", title="Encode negative", collapsed=True, clip=clip, text=unwanted)
-    return Texts(words, unwanted, positive.only, negative.only)
 
 
 def load_picture(canvas: Canvas, title: str, name: str) -> Output:
@@ -198,50 +186,53 @@ def reference_picture(canvas: Canvas) -> Output:
 
 
 def take_from_picture(
-    canvas: Canvas, models: Models, texts: Texts, image: Output, task: str, subject: str = ""
-) -> Output:
-    """What to take from the reference picture; returns the MODEL that follows it."""
-    with canvas.column("What to take from it", "adapter", NODE_WIDTH):
-        return apply_instruction(canvas, models, texts, task, subject, image)
+    canvas: Canvas, models: Models, prompt: str, image: Output, task: str, subject: str = ""
+) -> Adapted:
+    """What to take from the reference picture, and the prompts."""
+    with canvas.column("What to take, and the prompts", "adapter", TEXT_WIDTH):
+        return apply_instruction(canvas, models, (prompt, NEGATIVE), task, subject, image)
 
 
 def apply_instruction(
-    canvas: Canvas, models: Models, texts: Texts, task: str, subject: str, image: Output, wide: int = 0
-) -> Output:
+    canvas: Canvas,
+    models: Models,
+    prompts: tuple[Output | str, Output | str],
+    task: str,
+    subject: str,
+    image: Output,
+    wide: int = 0,
+) -> Adapted:
     instruction = canvas.node(
         "IPAdapterInstructEncode",
         wide=wide,
-        adapter=models.adapter,
-        clip=models.reader,
         task=task,
         subject=subject,
-        prompt=texts.prompt,
-        negative_prompt=texts.negative_prompt,
+        prompt=prompts[0],
+        negative_prompt=prompts[1],
+        **models.readers,
     )
-    applied = canvas.node(
+    model = apply_picture(canvas, models, instruction["instruction"], image, wide)
+    return Adapted(model, instruction["positive"], instruction["negative"])
+
+
+def apply_picture(canvas: Canvas, models: Models, instruction: Output, image: Output, wide: int = 0) -> Output:
+    return canvas.node(
         "IPAdapterInstructApply",
         wide=wide,
         model=models.model,
         adapter=models.adapter,
-        instruction=instruction.only,
+        instruction=instruction,
         clip_vision=models.vision,
         image=image,
-    )
-    return applied.only
+    ).only
 
 
 def make_picture(
-    canvas: Canvas,
-    models: Models,
-    model: Output,
-    positive: Output,
-    negative: Output,
-    prefix: str,
-    sampling: Sampling = SD15_SAMPLING,
+    canvas: Canvas, models: Models, adapted: Adapted, prefix: str, sampling: Sampling = SD15_SAMPLING
 ) -> None:
     with canvas.column("Sampling", "picture", NODE_WIDTH):
         latent = canvas.node(sampling.latent, width=sampling.size, height=sampling.size).only
-        sampled = sample(canvas, model, positive, negative, latent, after="randomize", sampling=sampling)
+        sampled = sample(canvas, adapted, latent, after="randomize", sampling=sampling)
         decoded = canvas.node("VAEDecode", samples=sampled, vae=models.vae)
     with canvas.column("Result", "picture", RESULT):
         save(canvas, decoded.only, prefix, tall=RESULT)
@@ -249,21 +240,20 @@ def make_picture(
 
 def sample(
     canvas: Canvas,
-    model: Output,
-    positive: Output,
-    negative: Output,
+    adapted: Adapted,
     latent: Output,
     after: str,
     wide: int = 0,
     sampling: Sampling = SD15_SAMPLING,
+    denoise: float = 1.0,
 ) -> Output:
     """The host's own sampler; ``after`` says what becomes of the seed once a picture is made."""
     return canvas.node(
         "KSampler",
         wide=wide,
-        model=model,
-        positive=positive,
-        negative=negative,
+        model=adapted.model,
+        positive=adapted.positive,
+        negative=adapted.negative,
         latent_image=latent,
         seed=1,
         control_after_generate=after,
@@ -271,6 +261,7 @@ def sample(
         cfg=sampling.cfg,
         sampler_name=sampling.sampler,
         scheduler=sampling.scheduler,
+        denoise=denoise,
     ).only
 
 

@@ -15,7 +15,15 @@ from PIL import Image
 from .comfy_page import ComfyPage, comfy_page
 from .comfy_server import ComfyServer
 from .hint_pictures import INPUTS, POSE, SCRIBBLE
-from .workflow_canvas import Canvas, Json, Output
+from .reference_workflows import (
+    inpainting_with_mask,
+    not_this_style,
+    saved_reference,
+    two_references_two_roles,
+    upscale_pass,
+    where_it_looked,
+)
+from .workflow_canvas import Canvas, Json
 from .workflow_files import (
     CONTROL_FILES,
     FILES,
@@ -34,28 +42,28 @@ from .workflow_files import (
 )
 from .workflow_parts import (
     LOADER_WIDTH,
+    NEGATIVE,
     NODE_WIDTH,
     OWN,
+    RESULT,
     SD3,
     SIZE,
     TEXT_WIDTH,
-    Models,
-    Texts,
+    Adapted,
     apply_instruction,
+    apply_picture,
     load_own,
     load_picture,
     load_released,
     make_picture,
     notes,
     one_task,
-    place_prompts,
     reference_picture,
     sample,
     save,
     take_from_picture,
     with_controlnet,
     with_lora,
-    write_prompts,
 )
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows"
@@ -153,17 +161,34 @@ to the checkpoint's: both work, the checkpoint's reads the instruction as it was
 def one_picture_five_instructions(canvas: Canvas) -> None:
     about = """\
 ## One picture, five instructions
-The same reference, prompt and seed five times: only the task differs. This shows at a glance what each of them takes.
+The same reference, prompt and seed five times: only the task differs. *All Tasks* gives a list of instructions, and \
+the nodes after it run once for each. This shows at a glance what each of them takes.
 
-**Try:** one prompt at a time, for example one that names another subject or another place.
+**Try:** other ticks, a wording of your own in a line, a prompt that names another subject or another place.
 """
     notes(canvas, about, FILES + PICTURES)
     with canvas.column("Models", "models", LOADER_WIDTH):
         models = load_released(canvas)
-    image, texts, latent = what_all_share(canvas, models)
-    canvas.space(120)
-    for task in FIVE_TASKS:
-        branch(canvas, task.capitalize(), models, texts, task, image, latent, f"five_instructions_{task}")
+    image = reference_picture(canvas)
+    with canvas.column("All instructions", "adapter", TEXT_WIDTH):
+        tasks = canvas.node(
+            "IPAdapterInstructAllTasks",
+            subject=FIVE_SUBJECT,
+            prompt=FIVE_PROMPT,
+            negative_prompt=NEGATIVE,
+            **models.readers,
+        )
+    with canvas.column("Once for each", "adapter", NODE_WIDTH):
+        adapted = Adapted(
+            apply_picture(canvas, models, tasks["instruction"], image), tasks["positive"], tasks["negative"]
+        )
+        latent = canvas.node("EmptyLatentImage", width=SIZE, height=SIZE).only
+    with canvas.column("Sampling", "picture", NODE_WIDTH):
+        sampled = sample(canvas, adapted, latent, "fixed")
+        decoded = canvas.node("VAEDecode", samples=sampled, vae=models.vae)
+    with canvas.column("Result", "picture", 2 * RESULT):
+        sheet = canvas.node("IPAdapterInstructLabelSheet", images=decoded.only, label=tasks["label"], reference=image)
+        save(canvas, sheet.only, "five_instructions", tall=RESULT)
 
 
 def own_adapter_five_instructions(canvas: Canvas) -> None:
@@ -181,12 +206,21 @@ the whole picture.
         plain = canvas.node(
             "IPAdapterInstructModelLoader", title="Load the plain IPAdapter+", adapter_name=PLAIN_ADAPTER
         )
-    image, texts, latent = what_all_share(canvas, models)
+    image = reference_picture(canvas)
+    with canvas.column("Prompts, typed once", "text", TEXT_WIDTH):
+        words = canvas.node("PrimitiveStringMultiline", title="Prompt", tall=120, value=FIVE_PROMPT).only
+        unwanted = canvas.node("PrimitiveStringMultiline", title="Negative prompt", tall=120, value=NEGATIVE).only
+        latent = canvas.node("EmptyLatentImage", width=SIZE, height=SIZE).only
     canvas.space(120)
-    without = models._replace(adapter=plain.only)
-    branch(canvas, "Plain IPAdapter+", without, texts, "everything", image, latent, "own_adapter_plain")
-    for task in FIVE_TASKS:
-        branch(canvas, task.capitalize(), models, texts, task, image, latent, f"own_adapter_{task}")
+    branches = {"plain": ("Plain IPAdapter+", models._replace(adapter=plain.only), "everything")}
+    branches |= {task: (task.capitalize(), models, task) for task in FIVE_TASKS}
+    for name, (title, loaded, task) in branches.items():
+        with canvas.row(title, "adapter"):
+            subject = FIVE_SUBJECT if task == "object" else ""
+            adapted = apply_instruction(canvas, loaded, (words, unwanted), task, subject, image, NODE_WIDTH)
+            sampled = sample(canvas, adapted, latent, "fixed", NODE_WIDTH)
+            decoded = canvas.node("VAEDecode", wide=200, samples=sampled, vae=models.vae)
+            save(canvas, decoded.only, f"own_adapter_{name}", NODE_WIDTH)
 
 
 def own_adapter_style_with_scribble_controlnet(canvas: Canvas) -> None:
@@ -236,25 +270,25 @@ drawing round, and it needs the VAE.
         canny = on_hub(SD3_CANNY_NET, "controlnet", SD3_CANNY_HUB, "diffusion_pytorch_model.safetensors")
         net = canvas.node("ControlNetLoader", models=canny, control_net_name=SD3_CANNY_NET)
     first = reference_picture(canvas)
-    texts = write_prompts(canvas, models.clip, "a cottage beside a tree, mountains behind")
-    styled = take_from_picture(canvas, models, texts, first, "style")
+    prompt = "a cottage beside a tree, mountains behind"
+    styled = take_from_picture(canvas, models, prompt, first, "style")
     with canvas.column("Second reference", "adapter", NODE_WIDTH):
         second = load_picture(canvas, "Second reference", POSE)
-        chained = models._replace(model=styled)
-        adapted = apply_instruction(canvas, chained, texts, "composition", "", second)
+        chained = models._replace(model=styled.model)
+        adapted = apply_instruction(canvas, chained, (prompt, NEGATIVE), "composition", "", second)
     with canvas.column("What to hold on to", "control", NODE_WIDTH):
         drawing = canvas.node("ImageInvert", image=load_picture(canvas, "Drawing", SCRIBBLE)).only
         controlled = canvas.node(
             "ControlNetApplyAdvanced",
-            positive=texts.positive,
-            negative=texts.negative,
+            positive=styled.positive,
+            negative=styled.negative,
             control_net=net.only,
             image=drawing,
             vae=models.vae,
             strength=0.7,
         )
-    positive, negative = controlled["positive"], controlled["negative"]
-    make_picture(canvas, models, adapted, positive, negative, "sd3_chain", SD3.sampling)
+    held = Adapted(adapted.model, controlled["positive"], controlled["negative"])
+    make_picture(canvas, models, held, "sd3_chain", SD3.sampling)
 
 
 GRAPHS: dict[str, Callable[[Canvas], None]] = {
@@ -269,30 +303,16 @@ GRAPHS: dict[str, Callable[[Canvas], None]] = {
     "one_picture_five_instructions": one_picture_five_instructions,
     "sd3_style": sd3_style,
     "sd3_style_and_composition_with_canny_controlnet": sd3_style_and_composition_with_canny_controlnet,
+    "two_references_two_roles": two_references_two_roles,
+    "not_this_style": not_this_style,
+    "saved_reference": saved_reference,
+    "where_it_looked": where_it_looked,
+    "inpainting_with_mask": inpainting_with_mask,
+    "upscale_pass": upscale_pass,
     "own_adapter_five_instructions": own_adapter_five_instructions,
     "own_adapter_style_with_scribble_controlnet": own_adapter_style_with_scribble_controlnet,
     "own_adapter_composition_with_lora": own_adapter_composition_with_lora,
 }
-
-
-def what_all_share(canvas: Canvas, models: Models) -> tuple[Output, Texts, Output]:
-    """The reference picture, the prompts and the empty latent of graphs that make several pictures."""
-    image = reference_picture(canvas)
-    with canvas.column("Prompts, typed once", "text", TEXT_WIDTH):
-        texts = place_prompts(canvas, models.clip, FIVE_PROMPT)
-        return image, texts, canvas.node("EmptyLatentImage", width=SIZE, height=SIZE).only
-
-
-def branch(
-    canvas: Canvas, title: str, models: Models, texts: Texts, task: str, image: Output, latent: Output, prefix: str
-) -> None:
-    """A row from one task to its own picture."""
-    with canvas.row(title, "adapter"):
-        subject = FIVE_SUBJECT if task == "object" else ""
-        adapted = apply_instruction(canvas, models, texts, task, subject, image, NODE_WIDTH)
-        sampled = sample(canvas, adapted, texts.positive, texts.negative, latent, "fixed", NODE_WIDTH)
-        decoded = canvas.node("VAEDecode", wide=240, samples=sampled, vae=models.vae)
-        save(canvas, decoded.only, prefix, NODE_WIDTH)
 
 
 def build(schemas: Json) -> dict[str, Json]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ...ipadapter_instruct_core.curves import Curve
 from ...ipadapter_instruct_core.guidance import Row
 from .memory import HostedAdapter
 
@@ -36,6 +37,8 @@ class Application:
         start_percent, end_percent: the part of sampling it acts in, 0-1.
         three_way: its scales, or None for simple guidance.
         mask: [M, H, W] in 0-1, or None.
+        bias: [1, 1, T] of each row, added to the attention's logits; None where no token is preferred.
+        curve: the weight's course over the part of sampling that it acts in.
     """
 
     adapter: HostedAdapter
@@ -45,6 +48,8 @@ class Application:
     end_percent: float = 1.0
     three_way: ThreeWay | None = None
     mask: Tensor | None = None
+    bias: Mapping[Row, Tensor] | None = None
+    curve: Curve = Curve.CONSTANT
 
     @property
     def always(self) -> bool:
@@ -74,15 +79,15 @@ class Chain:
         asked = [self.scales_of(a) for a in self.applications if a in active]
         return next((scales for scales in reversed(asked) if scales is not None), None)
 
-    def tokens(self, application: Application, row: Row) -> Tensor:
-        """An application's tokens for a row of the sampler, [N, T, O].
+    def row(self, application: Application, row: Row) -> Row:
+        """The row of an application's tokens that a row of the sampler sees.
 
         In another application's three-way rows, one in simple guidance takes part with what leaves it
         the text scale: its picture in the "everything" row, none in the "image" row.
         """
         if self.scales_of(application) is None:
-            row = {Row.EVERYTHING: Row.FULL, Row.IMAGE: Row.UNCOND}.get(row, row)
-        return application.tokens[row]
+            return {Row.EVERYTHING: Row.FULL, Row.IMAGE: Row.UNCOND}.get(row, row)
+        return row
 
     @property
     def may_be_three_way(self) -> bool:

@@ -28,8 +28,8 @@ class Acting(NamedTuple):
     Attributes:
         layers: of the adapter, one a site.
         key_values: of each, [B, H, T, d] for every row of the batch.
-        bias: [1, T], of each token's logits, or None.
-        weight: [1, 1, 1].
+        bias: [B or 1, 1, 1, T], of each token's logits, or None.
+        weight: [1, 1, 1], at this step.
     """
 
     layers: list[Layer]
@@ -82,6 +82,9 @@ class ModelCall:
             )
         acting = [a if fits and a in active else None for a in run.chain.applications]
         self.acting = [None if a is None else self._prepared(a) for a in acting]
+        self._weights = [None if a is None else a.weight for a in self.acting]  # before the curve
+        self._curves = [None if a is None or a not in run.curves else run.curves[a].to(x.device) for a in acting]
+        self._factors: list[Tensor | None] = [None for _ in acting]
         self._pictures = [None if a is None or a.mask is None else a.mask for a in acting]
         self._gains: list[dict[tuple, Tensor]] = [{} for _ in acting]
         size = tuple(x.shape[-2:])
@@ -98,6 +101,10 @@ class ModelCall:
 
     def at(self, sigmas: Tensor | None) -> ModelCall:
         self._sigmas, self._sigma = sigmas, None
+        for place, curve in enumerate(self._curves):
+            if curve is not None and sigmas is not None:
+                factor = self._factors[place] = curve.factor(sigmas).to(self.dtype)
+                self.acting[place] = self.acting[place]._replace(weight=self._weights[place] * factor)
         return self
 
     def sigma(self) -> float:
@@ -109,7 +116,7 @@ class ModelCall:
     def options_for_others(self, options: dict[str, Any]) -> dict[str, Any]:
         """What another pack's patch in our slot is told: it indexes its own positive and negative by
         ``cond_or_uncond``, and knows none of the rows that three-way guidance added. Its picture takes part
-        in the "everything" row and not in the "image" row, which leaves it the text scale (see `Chain.tokens`).
+        in the "everything" row and not in the "image" row, which leaves it the text scale (see `Chain.row`).
 
         Everyone else is shown the true indices: self-attention guidance, say, looks for the negative row's."""
         if not any(cell.row in (Row.EVERYTHING, Row.IMAGE) for cell in self.cells):
@@ -132,7 +139,8 @@ class ModelCall:
             found = torch.cat([text, mask], dim=1)
             if not torch.compiler.is_compiling():
                 gains[size, positions] = found
-        return found
+        factor = self._factors[place]
+        return found if factor is None else found * factor
 
     def repeated(self, tensors: tuple[Tensor, ...], rows: int, shown: list[int]) -> list[Tensor] | None:
         """Tensors of this batch for a slot that is asked with more ``rows`` than the batch has, as regional prompts do:
@@ -167,6 +175,10 @@ class ModelCall:
             for pairs, site in zip(layers, prepared.sites, strict=True)
         ]
         bias = None if prepared.bias is None else prepared.bias.to(self.device, self.dtype)
+        if application.bias is not None:
+            rows = [application.bias[self.run.chain.row(application, cell.row)] for cell in self.cells]
+            shares = self._deal(rows).unsqueeze(1)
+            bias = shares if bias is None else bias + shares
         weight = torch.full((1, 1, 1), application.weight, device=self.device, dtype=self.dtype)
         return Acting(prepared.layers, key_values, bias, weight)
 
@@ -176,9 +188,9 @@ class ModelCall:
         return stacked.repeat(self.repeats, 1, 1).to(self.device, self.dtype)
 
     def _mask(self, place: int, size: tuple[int, ...]) -> Tensor:
-        """An application's mask times its weight, [B, P, 1]."""
+        """An application's mask times its weight before the curve, [B, P, 1]."""
         rows = [_mask_of(self._pictures[place], cell.area, self.run.latent_size, size) for cell in self.cells]
-        return self._deal([row.flatten(1).unsqueeze(-1) for row in rows]) * self.acting[place].weight
+        return self._deal([row.flatten(1).unsqueeze(-1) for row in rows]) * self._weights[place]
 
 
 def _repeat(tensor: Tensor, times: list[int]) -> Tensor:

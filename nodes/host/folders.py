@@ -1,6 +1,7 @@
 """Where adapter files lie, and which of them fit."""
 
 import functools
+import itertools
 import os
 import zipfile
 from collections.abc import Callable
@@ -11,15 +12,18 @@ import torch
 from safetensors import safe_open
 
 ADAPTERS = "ipadapter_instruct"
+REFERENCES = "ipadapter_instruct_references"
 SHARED = "ipadapter"  # the popular pack's folder: released files often lie there
 OPEN_CLIP_FOLDERS = ("clip_vision", "text_encoders", ADAPTERS)
 EXTENSIONS = {".safetensors", ".sft", ".bin", ".pt", ".pth"}
+REFERENCE_ENDING = ".safetensors"
+LONGEST_NAME = 200  # of what file systems take, with the number and the ending
 
 
 def register() -> None:
-    """Add the models folders ``ipadapter_instruct`` and ``ipadapter``, beside paths that extra_model_paths.yaml
+    """Add our models folders and ``ipadapter``, beside paths that extra_model_paths.yaml
     named, and with the extensions that another pack has set, if any."""
-    for folder in (ADAPTERS, SHARED):
+    for folder in (ADAPTERS, SHARED, REFERENCES):
         folder_paths.add_model_folder_path(folder, os.path.join(folder_paths.models_dir, folder))
         paths, extensions = folder_paths.folder_names_and_paths[folder]
         # Without a set of extensions a new folder lists every file in it.
@@ -50,6 +54,35 @@ def adapter_path(name: str) -> str:
 
 def open_clip_path(name: str) -> str:
     return _find(name, OPEN_CLIP_FOLDERS, "an OpenCLIP model")
+
+
+def reference_names() -> list[str]:
+    return [name for name in _files(REFERENCES) if name.lower().endswith(REFERENCE_ENDING)]
+
+
+def reference_path(name: str) -> str:
+    if name and not name.lower().endswith(REFERENCE_ENDING):
+        raise ValueError(f"{name} is no name of a reference, which ends in {REFERENCE_ENDING}; choose one of the list.")
+    return _find(name, (REFERENCES,), "a reference that Save Reference has written")
+
+
+def new_reference_path(prefix: str) -> Path:
+    """A file that does not exist yet, ``prefix`` with a number; a / in the prefix makes a folder.
+
+    Raises:
+        ValueError: the prefix is empty or leads out of the folder.
+    """
+    root = Path(folder_paths.folder_names_and_paths[REFERENCES][0][0])
+    wanted = root / prefix.strip().replace("\\", "/")
+    inside = Path(os.path.abspath(wanted)).is_relative_to(os.path.abspath(root)) and wanted.name not in ("", "..")
+    if not inside or wanted == root or "\0" in prefix or len(wanted.name) > LONGEST_NAME:
+        raise ValueError(
+            f"{prefix[:40]!r} is no name for a file in {root}; take a short name such as oil, or styles/oil."
+        )
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    taken = {path.name for path in wanted.parent.iterdir()}
+    names = (f"{wanted.name}_{number:05d}{REFERENCE_ENDING}" for number in itertools.count(1))
+    return wanted.parent / next(name for name in names if name not in taken)
 
 
 def problem(find: Callable[[str], str], name: str | None) -> str:

@@ -63,6 +63,7 @@ class HostedAdapter:
     name: str
     adapter: Adapter
     patcher: ModelPatcher
+    sha256: str = ""  # of the weights as the file has them
 
     @property
     def config(self) -> AdapterConfig:
@@ -102,8 +103,9 @@ class HostedOpenClip:
 def load_adapter(path: str, name: str) -> HostedAdapter:
     # manual_cast lets the host keep weights in one precision and place, and compute in another.
     adapter = checkpoint.load(path, ops=comfy.ops.manual_cast)
+    sha256 = checkpoint.weights_sha256(adapter.state_dict())
     adapter.to(_working_precision(management.get_torch_device()))
-    return HostedAdapter(name, adapter, _patcher(adapter))
+    return HostedAdapter(name, adapter, _patcher(adapter), sha256)
 
 
 def load_hosted_open_clip(path: str, name: str) -> HostedOpenClip:

@@ -9,6 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...ipadapter_instruct_core.config import Form
 from ...ipadapter_instruct_core.guidance import Row
 from ...ipadapter_instruct_core.image_kv import Layer
 from .memory import HostedAdapter, module_dtype
@@ -21,7 +22,7 @@ class Prepared(NamedTuple):
     Attributes:
         sites, layers: the model's, and the adapter's for each.
         key_values: for each row those of every layer, [N, T, width].
-        bias: [1, T], of each token's logits; None for zeros.
+        bias: [1, 1, 1, T], of each token's logits; None for zeros.
     """
 
     sites: list[Site]
@@ -40,5 +41,6 @@ def prepare(adapter: HostedAdapter, tokens: Mapping[Row, Tensor], model: ModelPa
     key_values = {row: [(keys[i], values[i]) for keys, values in split] for i, row in enumerate(tokens)}
     pictures = batch.shape[1] // adapter.config.token_count
     # The tokens of several weigh together as much as one's, beside whatever else is attended to.
-    bias = torch.full((1, batch.shape[1]), -math.log(pictures)) if pictures > 1 else None
+    beside = adapter.config.form is Form.JOINT and pictures > 1
+    bias = torch.full((1, 1, 1, batch.shape[1]), -math.log(pictures)) if beside else None
     return Prepared(found, adapter.adapter.layers, key_values, bias)

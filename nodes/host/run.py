@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...ipadapter_instruct_core.curves import Curve, CurveTable
 from ...ipadapter_instruct_core.guidance import Row
 from . import log
 from .application import Application, Chain, ThreeWay
@@ -19,6 +20,7 @@ from .call import Cell, ModelCall
 from .prepared import Prepared, prepare
 
 RUN = "ipadapter_instruct_run"
+STRETCHES = 256  # of a curve over the noise levels
 # Guiders' names of the lists whose rows carry the picture; every other list counts as negative.
 POSITIVE_LISTS = ("positive", "middle")
 KNOWN_LISTS = (*POSITIVE_LISTS, "negative")
@@ -67,6 +69,9 @@ class SamplingRun:
             a: (float(sampling.percent_to_sigma(a.start_percent)), float(sampling.percent_to_sigma(a.end_percent)))
             for a in chain.applications
             if not a.always
+        }
+        self.curves = {
+            a: _curve_table(a, sampling.percent_to_sigma) for a in chain.applications if a.curve is not Curve.CONSTANT
         }
         self._everyone = frozenset(chain.applications)
         self.three_way = self._name_rows() and chain.may_be_three_way
@@ -159,7 +164,7 @@ class SamplingRun:
     def prepared(self) -> dict[Application, Prepared]:
         """What is made of each application once a run."""
         rows = [Row.FULL, Row.UNCOND, *(ADDED if self.three_way else ())]
-        tokens = {a: {row: self.chain.tokens(a, row) for row in rows} for a in self.chain.applications}
+        tokens = {a: {row: a.tokens[self.chain.row(a, row)] for row in rows} for a in self.chain.applications}
         return {a: prepare(a.adapter, tokens[a], self.guider.model_patcher) for a in self.chain.applications}
 
     def call(self, options: dict[str, Any], x: Tensor, dtype: torch.dtype, active: frozenset[Application]) -> ModelCall:
@@ -189,6 +194,18 @@ class SamplingRun:
         # Part of the batch, as AnimateDiff's windows are; they say which, in options of their own.
         part = (options.get("ad_params") or {}).get("sub_idxs") or range(length)
         return tuple(part) if len(part) == length else tuple(range(length))
+
+
+def _curve_table(application: Application, percent_to_sigma: Callable[[float], Any]) -> CurveTable:
+    """An application's curve over the noise levels of the part of sampling that it acts in."""
+    start, end = application.start_percent, application.end_percent
+    points = []
+    for place in range(STRETCHES, -1, -1):
+        progress = place / STRETCHES
+        # The host has special answers for the very ends, which lie outside of what a sampler asks for.
+        percent = min(max(start + (end - start) * progress, 1e-6), 1 - 1e-6)
+        points.append((float(percent_to_sigma(percent)), application.curve.factor(progress)))
+    return CurveTable.of(points)
 
 
 def _are_conds(conds: Any) -> bool:

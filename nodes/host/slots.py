@@ -53,14 +53,13 @@ class Slot:
             if acting is None:
                 continue
             gain = call.gain(place, size, q.shape[1])
-            tensors = (*acting.key_values[self.layer], gain)
+            tensors = (*acting.key_values[self.layer], gain, *(() if acting.bias is None else (acting.bias,)))
             if len(q) != call.batch:
                 tensors = call.repeated(tensors, len(q), options["cond_or_uncond"])
                 if tensors is None:
                     continue
-            keys, values, gain = (each.to(q.device, q.dtype) for each in tensors)
-            bias = None if acting.bias is None else acting.bias.to(q.device, q.dtype)
-            addition = acting.layers[self.layer].addition(q, out, keys, values, image, bias)
+            keys, values, gain, *bias = (each.to(q.device, q.dtype) for each in tensors)
+            addition = acting.layers[self.layer].addition(q, out, keys, values, image, *bias)
             total = torch.addcmul(total, addition, gain)
         return total
 

@@ -31,6 +31,38 @@ def encode_text(clip: Any, text: str, config: AdapterConfig, literal: bool) -> T
     return _encode_clip_l(clip, text, config, literal)
 
 
+class UnusableConditioning:
+    """Stands for a conditioning that could not be made; whoever uses it is told why."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def _refuse(self, *_: Any) -> Any:
+        raise ValueError(self._why)
+
+    __iter__ = __len__ = __getitem__ = __add__ = __radd__ = _refuse
+
+
+def encode_prompt(clip: Any, prompt_clip: Any, text: str) -> list | UnusableConditioning:
+    """What CLIP Text Encode makes of a prompt, by ``prompt_clip`` where ``clip`` cannot.
+
+    Raises:
+        ValueError: ``prompt_clip`` is an OpenCLIP model.
+    """
+    if isinstance(prompt_clip, HostedOpenClip):
+        raise ValueError(
+            f"{prompt_clip.name} is an OpenCLIP model, which encodes no prompt for a checkpoint; connect the CLIP of "
+            "your checkpoint to prompt_clip."
+        )
+    if prompt_clip is None and isinstance(clip, HostedOpenClip):
+        return UnusableConditioning(
+            f"{clip.name} reads the instruction only, so there is no positive and no negative; connect the CLIP of "
+            "your checkpoint to prompt_clip of the node that encodes the instruction."
+        )
+    encoder = clip if prompt_clip is None else prompt_clip
+    return encoder.encode_from_tokens_scheduled(encoder.tokenize(text))
+
+
 def _encode_open_clip(clip: Any, text: str, config: AdapterConfig) -> Tensor:
     wanted = f"an OpenCLIP text tower that is {config.instruction_width} wide"
     if not isinstance(clip, HostedOpenClip):

@@ -28,7 +28,8 @@ def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tupl
     """
     if clip_vision is None:
         raise ValueError("No CLIP vision is connected (the checkpoint holds none); connect Load CLIP Vision.")
-    pixels = _pixels(image)
+    # As far as it is read: a view, for there may be hundreds.
+    pixels = crop_extremes(as_rgb(checked_pictures(image).movedim(-1, 1).float()))
     if isinstance(clip_vision, HostedOpenClip):
         _check_width(clip_vision.model.image_width, config, clip_vision.name)
         encode, encode_zero = _encode_by_open_clip, _encode_zero_by_open_clip
@@ -45,8 +46,12 @@ def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tupl
     return tokens, nothing
 
 
-def _pixels(image: Tensor) -> Tensor:
-    """[B, 3, H, W] of an IMAGE, as far as it is read: a view, for there may be hundreds."""
+def checked_pictures(image: Tensor) -> Tensor:
+    """An IMAGE [B, H, W, C] that holds pictures.
+
+    Raises:
+        ValueError: it holds none, or values that are not numbers.
+    """
     if image.numel() == 0:
         raise ValueError(f"The image input holds no picture (its shape is {list(image.shape)}); connect at least one.")
     if image.ndim != 4 or image.shape[-1] == 2:
@@ -54,13 +59,22 @@ def _pixels(image: Tensor) -> Tensor:
             f"The image input is of shape {list(image.shape)}, not [batch, height, width, channels] with 1, 3 or 4 "
             "channels; connect the IMAGE of a node such as Load Image."
         )
-    pixels = crop_extremes(as_rgb(image.movedim(-1, 1).float()))
-    if not torch.isfinite(torch.stack(pixels.aminmax())).all():  # NaN comes through; no second tensor of that size
+    if not torch.isfinite(torch.stack(image.aminmax())).all():  # NaN comes through; no second tensor of that size
         raise ValueError(
             "The image input holds values that are not numbers (NaN or infinite), as from a VAE that overflowed; "
             "connect another picture, or make this one with the VAE in float32."
         )
-    return pixels
+    return image
+
+
+def checked_mask(mask: Tensor | None) -> Tensor | None:
+    """[M, H, W] in 0-1, of any size and shape: it is stretched over the picture."""
+    if mask is None:
+        return None
+    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    if mask.numel() == 0:
+        raise ValueError("The mask is empty; connect a mask with at least one pixel, or none.")
+    return mask.nan_to_num().clamp(0, 1)
 
 
 def _encode_by_open_clip(hosted: HostedOpenClip, pixels: Tensor) -> Tensor:

@@ -48,6 +48,30 @@ def test_a_step_reads_back_nothing_or_once_for_a_range(
     assert ours.read_backs - bare.read_backs <= (ours.model_calls if "start" in variant else 0)
 
 
+REFERENCES = ["a reference", "a combined reference", "a negative reference"]
+
+
+@pytest.mark.parametrize("which", REFERENCES)
+def test_a_reference_costs_what_a_picture_does(
+    measured: dict[str, tuple[counts.Counts, counts.Counts]], size: str, which: str
+) -> None:
+    """In a joint attention the shares of two references are put beside the picture's own keys: two more a layer."""
+    (ours, bare), (picture, _) = measured[f"ours, {which}"], measured["ours, simple"]
+    more = 2 * 2 if size == "sd3" and which == "a combined reference" else 0
+    assert 0 <= ours.total - picture.total <= more, ours.operations - picture.operations
+    assert ours.read_backs == bare.read_backs
+
+
+@pytest.mark.parametrize("part", ["", ", start and end"])
+def test_a_curve_costs_less_than_a_multiplication_a_layer_and_reads_nothing_back(
+    measured: dict[str, tuple[counts.Counts, counts.Counts]], part: str
+) -> None:
+    ours, _ = measured[f"ours, a curve{part}"]
+    without, _ = measured[f"ours, simple{part}"]
+    assert 0 < ours.total - without.total <= counts.MOST_FOR_A_CURVE, ours.operations - without.operations
+    assert ours.read_backs == without.read_backs
+
+
 def test_the_counter_sees_read_backs_and_leaves_views_out() -> None:
     counter = counts.StepCounter()
     x = torch.ones(4, 4)

@@ -24,6 +24,7 @@ SEARCHES = {
 OTHERS = {
     "IPAdapter-Instruct Guider": "IPAdapterInstructGuider",
     "Load OpenCLIP Model": "IPAdapterInstructOpenCLIPLoader",
+    "Encode Reference": "IPAdapterInstructEncodeReference",
 }
 LARGE, USUAL = {"width": 2200, "height": 1300}, {"width": 1600, "height": 900}
 
@@ -159,3 +160,14 @@ def node_type(page: ComfyPage, node: int) -> str:
 
 def find(page: ComfyPage, kind: str) -> int:
     return page.page.evaluate("kind => app.graph.nodes.find(node => node.type === kind).id", kind)
+
+
+def test_the_scales_are_shown_where_three_way_is_chosen(page: ComfyPage) -> None:
+    node = placed(page, "IPAdapterInstructApply", 300, 100)
+    hidden = "id => app.graph.getNodeById(id).widgets.filter(widget => widget.hidden).map(widget => widget.name)"
+    assert page.page.evaluate(hidden, node) == ["instruct_scale", "image_scale"]
+    page.set_widget(node, "guidance", "three-way")
+    assert page.page.evaluate(hidden, node) == []
+    page.set_widget(node, "guidance", "auto")
+    assert page.page.evaluate(hidden, node) == ["instruct_scale", "image_scale"]
+    assert page.errors == []

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import inside
+import numpy as np
 import pytest
 import tomllib
 from ipadapter_instruct_core.config import Base
+from ipadapter_instruct_core.curves import Curve
 from ipadapter_instruct_core.tasks import GuidanceMode, Task, defaults, phrase
 from PIL import Image
 from tools.comfy_server import PACK_NAME, ComfyServer
@@ -72,6 +74,19 @@ def test_a_help_page_gives_the_real_ranges_and_choices(node: str, page: Path) ->
             assert told == [entry.min, entry.max, entry.default], entry.id
         elif entry.io_type == "COMBO" and not entry.id.endswith("_name"):  # those list files
             assert re.findall(r"`([^`]+)`", cells[entry.id]) == entry.options, entry.id
+
+
+def test_the_pictures_of_the_curves_are_drawn_as_the_weight_goes() -> None:
+    pictures = {path.stem: path.read_text() for path in (DOCS / "curves").glob("*.svg")}
+    assert pictures.keys() == {curve.value.replace(" ", "_") for curve in Curve}
+    for curve in Curve:
+        name = curve.value.replace(" ", "_")
+        (line,) = re.findall(r'points="(.+?)"', pictures[name])
+        points = np.array([[float(number) for number in pair.split(",")] for pair in line.split()])
+        progress, drawn = (points[:, 0] - 4) / 88, (44 - points[:, 1]) / 40
+        np.testing.assert_allclose(drawn, [curve.factor(p) for p in progress], atol=0.01)
+        for _, page in [each for each in PAGES.values() if each[0] == "IPAdapterInstructApply"]:
+            assert f"(curves/{name}.svg)" in page.read_text()
 
 
 def test_no_help_page_is_stale() -> None:

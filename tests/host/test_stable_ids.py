@@ -9,13 +9,44 @@ import sys
 
 import inside
 
+TASKS = ["everything", "style", "composition", "object", "face", "colour", "pose", "foreground", "background"]
 SHIPPED = {
     "IPAdapterInstructModelLoader": (["adapter_name"], ["IPADAPTER_INSTRUCT"]),
     "IPAdapterInstructOpenCLIPLoader": (["model_name"], ["IPADAPTER_INSTRUCT_OPEN_CLIP,CLIP,CLIP_VISION"]),
     "IPAdapterInstructEncode": (
-        ["adapter", "clip", "task", "instruction", "subject", "prompt", "negative_prompt"],
-        ["IPADAPTER_INSTRUCTION"],
+        ["adapter", "clip", "task", "instruction", "subject", "prompt", "negative_prompt", "prompt_clip"],
+        ["IPADAPTER_INSTRUCTION", "CONDITIONING", "CONDITIONING"],
     ),
+    "IPAdapterInstructPrepareReference": (
+        ["image", "crop_position", "colour", "seed", "use_mask", "margin", "size", "mask"],
+        ["IMAGE"],
+    ),
+    "IPAdapterInstructAllTasks": (
+        ["adapter", "clip", *TASKS, "wordings", "subject", "prompt", "negative_prompt", "prompt_clip"],
+        ["IPADAPTER_INSTRUCTION", "STRING", "CONDITIONING", "CONDITIONING"],
+    ),
+    "IPAdapterInstructShowAttention": (["adapter", "instruction", "clip_vision", "image", "show"], ["IMAGE"]),
+    "IPAdapterInstructLabelSheet": (["images", "columns", "label", "reference"], ["IMAGE"]),
+    "IPAdapterInstructEncodeReference": (
+        ["adapter", "instruction", "clip_vision", "image", "combine_images"],
+        ["IPADAPTER_INSTRUCT_REFERENCE"],
+    ),
+    "IPAdapterInstructCombineReferences": (
+        [
+            "reference_1",
+            "weight_1",
+            "reference_2",
+            "weight_2",
+            "method",
+            "reference_3",
+            "weight_3",
+            "reference_4",
+            "weight_4",
+        ],
+        ["IPADAPTER_INSTRUCT_REFERENCE"],
+    ),
+    "IPAdapterInstructSaveReference": (["reference", "filename_prefix"], []),
+    "IPAdapterInstructLoadReference": (["reference_name"], ["IPADAPTER_INSTRUCT_REFERENCE"]),
     "IPAdapterInstructApply": (
         [
             "model",
@@ -31,6 +62,9 @@ SHIPPED = {
             "image_scale",
             "combine_images",
             "mask",
+            "reference",
+            "negative_reference",
+            "weight_curve",
         ],
         ["MODEL"],
     ),
@@ -40,9 +74,14 @@ SHIPPED = {
     ),
 }
 CHOICES = {
-    "task": ["everything", "style", "composition", "object", "face", "colour", "pose", "foreground", "background"],
+    "task": TASKS,
+    "show": ["attention", "difference to everything"],
+    "crop_position": ["center", "top", "bottom", "left", "right", "pad"],
+    "use_mask": ["zoom", "cut out", "cut out and zoom"],
     "guidance": ["auto", "simple", "three-way"],
     "combine_images": ["concatenate", "average", "one for each batch item"],
+    "weight_curve": ["constant", "ease in", "ease out", "ease in-out", "ease out-in"],
+    "method": ["side by side", "mean"],
 }
 
 

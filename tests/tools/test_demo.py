@@ -104,6 +104,18 @@ def test_without_adapter_is_the_plain_graph() -> None:
     assert without_adapter(adapted_graph()) == text_to_image("real.safetensors", prompt="a fox")
 
 
+def test_prompts_that_our_node_encodes_are_encoded_by_the_host_instead() -> None:
+    graph, plain = adapted_graph(), text_to_image("real.safetensors", prompt="a fox")
+    texts = {"prompt": "a fox", "negative_prompt": "blurry", "clip": ["checkpoint", 1]}
+    graph["instruction"]["inputs"] |= texts
+    graph["sampler"]["inputs"] |= {"positive": ["instruction", 1], "negative": ["instruction", 2]}
+    del graph["positive"], graph["negative"]
+    assert text_of(graph) == "a fox"
+    plain["instruction_1"], plain["instruction_2"] = plain.pop("positive"), plain.pop("negative")
+    plain["sampler"]["inputs"] |= {"positive": ["instruction_1", 0], "negative": ["instruction_2", 0]}
+    assert without_adapter(graph) == plain
+
+
 def test_the_prompt_is_found_and_inputs_are_replaced_on_a_copy() -> None:
     graph = adapted_graph()
     changed = with_inputs(graph, {"KSampler": {"steps": 9}})

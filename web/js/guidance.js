@@ -1,0 +1,32 @@
+// Apply IPAdapter-Instruct shows the scales of three-way guidance only where it is chosen.
+import { app } from "../../../scripts/app.js";
+
+const SCALES = ["instruct_scale", "image_scale"];
+
+function showScales(node) {
+  const named = (name) => node.widgets?.find((widget) => widget.name === name);
+  const hidden = named("guidance")?.value !== "three-way";
+  for (const widget of SCALES.map(named)) {
+    const linked = node.inputs?.some((input) => input.widget?.name === widget?.name && input.link != null);
+    if (widget) widget.hidden = hidden && !linked;
+  }
+  app.canvas?.setDirty(true, true);
+}
+
+app.registerExtension({
+  name: "ipadapter_instruct.guidance",
+  nodeCreated(node) {
+    if (node.comfyClass !== "IPAdapterInstructApply") return;
+    const guidance = node.widgets?.find((widget) => widget.name === "guidance");
+    if (!guidance) return;
+    for (const [owner, event] of [[guidance, "callback"], [node, "onConfigure"], [node, "onConnectionsChange"]]) {
+      const before = owner[event];
+      owner[event] = function (...args) {
+        const result = before?.apply(this, args);
+        showScales(node);
+        return result;
+      };
+    }
+    showScales(node);
+  },
+});
