@@ -40,10 +40,10 @@ full strength.
     models, image = start(canvas, about)
     with canvas.column("Second picture", "adapter", LOADER_WIDTH):
         second = load_picture(canvas, "Composition of this", SCRIBBLE)
-    with canvas.column("The first one's role, and the prompts", "adapter", TEXT_WIDTH):
+    with canvas.column("First role, and prompts", "adapter", TEXT_WIDTH):
         face = instruction(canvas, models, "face", PORTRAIT)
         first = encode(canvas, models, face["instruction"], image)
-    with canvas.column("The second one's role", "adapter", TEXT_WIDTH):
+    with canvas.column("Second role", "adapter", TEXT_WIDTH):
         layout = instruction(canvas, models, "composition", PORTRAIT)
         other = encode(canvas, models, layout["instruction"], second)
     with canvas.column("Both", "adapter", NODE_WIDTH):

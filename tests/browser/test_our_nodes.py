@@ -164,7 +164,9 @@ def find(page: ComfyPage, kind: str) -> int:
 
 def test_the_scales_are_shown_where_three_way_is_chosen(page: ComfyPage) -> None:
     node = placed(page, "IPAdapterInstructApply", 300, 100)
-    hidden = "id => app.graph.getNodeById(id).widgets.filter(widget => widget.hidden).map(widget => widget.name)"
+    hidden = (
+        "id => app.graph.getNodeById(id).widgets.filter(w => w.hidden && w.name.endsWith('_scale')).map(w => w.name)"
+    )
     assert page.page.evaluate(hidden, node) == ["instruct_scale", "image_scale"]
     page.set_widget(node, "guidance", "three-way")
     assert page.page.evaluate(hidden, node) == []

@@ -8,7 +8,11 @@ function showScales(node) {
   const hidden = named("guidance")?.value !== "three-way";
   for (const widget of SCALES.map(named)) {
     const linked = node.inputs?.some((input) => input.widget?.name === widget?.name && input.link != null);
-    if (widget) widget.hidden = hidden && !linked;
+    if (!widget) continue;
+    widget.hidden = hidden && !linked;
+    // The page's older design keeps the room of what is hidden, but for a size of its own.
+    if (widget.hidden) widget.computeSize = () => [0, -4];
+    else delete widget.computeSize;
   }
   app.canvas?.setDirty(true, true);
 }
