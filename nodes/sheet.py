@@ -43,7 +43,7 @@ def sheet_of(cells: Sequence[Cell], columns: int, left: Cell | None = None) -> T
 
 
 def _draw(sheet: Image.Image, cell: Cell, place: tuple[int, int], room: tuple[int, int], size: int) -> None:
-    pixels = (cell.picture.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    pixels = (cell.picture.float().clamp(0, 1) * 255).byte().cpu().numpy()  # as Save Image cuts them off
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]).convert("RGB")
     scale = min(room[0] / picture.width, room[1] / picture.height)
     fitted = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))

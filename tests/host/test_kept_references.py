@@ -25,7 +25,7 @@ def plain(picture: str, **settings: Any) -> Graph:
 
 def with_reference(graph: Graph, source: str) -> Graph:
     apply = {key: value for key, value in graph["apply"]["inputs"].items() if key not in LOADED}
-    return {**graph, "apply": node("IPAdapterInstructApply", **apply, reference=[source, 0])}
+    return {**graph, "apply": node("IPAdapterInstructApply", **(apply | {"reference": [source, 0]}))}
 
 
 def encoded(picture: str, **settings: Any) -> Graph:
