@@ -142,7 +142,7 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key, tensor in state.items():
         digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -179,7 +179,7 @@ class ModelCall:
             rows = [application.bias[self.run.chain.row(application, cell.row)] for cell in self.cells]
             shares = self._deal(rows).unsqueeze(1)
             bias = shares if bias is None else bias + shares
-        weight = torch.full((1, 1, 1), application.weight, device=self.device, dtype=self.dtype)
+        weight = torch.full((1, 1, 1), prepared.weight, device=self.device, dtype=self.dtype)
         return Acting(prepared.layers, key_values, bias, weight)
 
     def _deal(self, rows: list[Tensor]) -> Tensor:

@@ -165,7 +165,7 @@ class SamplingRun:
         """What is made of each application once a run."""
         rows = [Row.FULL, Row.UNCOND, *(ADDED if self.three_way else ())]
         tokens = {a: {row: a.tokens[self.chain.row(a, row)] for row in rows} for a in self.chain.applications}
-        return {a: prepare(a.adapter, tokens[a], self.guider.model_patcher) for a in self.chain.applications}
+        return {a: prepare(a.adapter, tokens[a], self.guider.model_patcher, a.weight) for a in self.chain.applications}
 
     def call(self, options: dict[str, Any], x: Tensor, dtype: torch.dtype, active: frozenset[Application]) -> ModelCall:
         """The prepared model call for these rows: the same object whenever the same rows come again."""
