@@ -138,17 +138,19 @@ class JointSlot(Slot):
         if call is None or all(call.acting[place] is None for place in self.places):
             return run(args)
         before, met = options.get(OVERRIDE), []
+        compiling = torch.compiler.is_compiling()  # a graph breaks where something is noted inside a block
         image = slice(args["txt"].shape[1], args["txt"].shape[1] + args["img"].shape[1])  # the host puts text first
 
         def attend(func: Callable, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> Tensor:
             out = func(q, k, v, *rest, **named) if before is None else before(func, q, k, v, *rest, **named)
             if q.ndim != 3 or q.shape[1] != image.stop:  # SD3.5's second attention is of the picture alone
                 return out
-            met.append(True)
+            if not compiling:
+                met.append(True)
             return self._with_images(out, q, image, call.halved, call, options)
 
         out = run(args | {"transformer_options": options | {OVERRIDE: attend}})
-        if not met:
+        if not (met or compiling):
             call.run.warn(
                 "Another patch computes this model's attention by itself, so the adapter is off where it does."
             )
