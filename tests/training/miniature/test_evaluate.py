@@ -221,7 +221,7 @@ def test_a_whole_run_counts_every_picture_and_is_not_made_twice(
     save(other, _adapter(models, True))
     evaluate.run(replace(config, rows={**config.rows, "plain": str(other)}, tables=("tasks",)))
     assert {job.row for job in made} == {"plain"} and len(made) == 7
-    with pytest.raises(ValueError, match="made with seed 0, not 1; choose another folder"):
+    with pytest.raises(ValueError, match="made with settings.seed = 0, not 1; give it as it was"):
         evaluate.run(replace(config, seed=1))
 
 
