@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+T5_WIDTH = 72
 WIDTH = 32  # of text states; CLIP's vocabulary makes up most of a tiny text encoder
 OPEN_CLIP = {
     "embed_dim": 24,
@@ -22,13 +23,16 @@ SAMPLES = 40  # a task
 
 
 def make(folder: Path) -> None:
-    """Fill ``folder`` with ``models/base``, ``models/clip``, ``models/ip-adapter-plus.safetensors``, ``pictures``."""
+    """Fill ``folder`` with ``models/base``, ``models/clip``, ``models/ip-adapter-plus.safetensors``, ``pictures``; for
+    SD3 ``models/base-sd3`` and ``models/ip-adapter-instruct-sd3.safetensors``."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar for each tiny file says nothing
     save_sd15(folder / "models" / "base")
+    save_sd3(folder / "models" / "base-sd3")
     save_open_clip(folder / "models" / "clip")
     save_ip_adapter_plus(folder / "models" / "ip-adapter-plus.safetensors", folder / "models" / "base")
+    save_sd3_start(folder / "models" / "ip-adapter-instruct-sd3.safetensors", folder / "models" / "base-sd3")
     save_pictures(folder / "pictures")
 
 
@@ -54,7 +58,64 @@ def save_sd15(folder: Path, seed: int = 0, **unet: object) -> Path:
     return folder
 
 
-def autoencoder() -> nn.Module:
+def save_sd3(folder: Path, seed: int = 0, **transformer: object) -> Path:
+    """A StableDiffusion3Pipeline folder with four blocks; ``transformer`` changes settings of its transformer."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from training.frozen.base import clip_tokenizer
+
+    torch.manual_seed(seed)
+    settings = {
+        "sample_size": 8,
+        "num_layers": 4,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "joint_attention_dim": T5_WIDTH,
+        "caption_projection_dim": 4 * 8,
+        "pooled_projection_dim": 2 * WIDTH,
+        "pos_embed_max_size": 64,
+    }
+    pipe = StableDiffusion3Pipeline(
+        vae=autoencoder(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=text_encoder(projection_dim=WIDTH),
+        text_encoder_2=text_encoder(projection_dim=WIDTH, hidden_act="gelu"),
+        text_encoder_3=t5_encoder(),
+        tokenizer=clip_tokenizer("<|endoftext|>"),
+        tokenizer_2=clip_tokenizer("!"),
+        tokenizer_3=t5_tokenizer(),
+        transformer=SD3Transformer2DModel(**{**settings, **transformer}),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def t5_encoder() -> nn.Module:
+    """T5's encoder with the words of `t5_tokenizer`."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=128,
+            d_model=T5_WIDTH,
+            d_kv=16,
+            d_ff=64,
+            num_layers=2,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def t5_tokenizer() -> Any:
+    """T5's tokenizer with letters for words."""
+    from transformers import T5Tokenizer
+
+    special = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
+    letters = [(letter, -1.0) for letter in "\u2581abcdefghijklmnopqrstuvwxyz,.'-0123456789"]
+    return T5Tokenizer(vocab=special + letters, extra_ids=0)
+
+
+def autoencoder(latent_channels: int = 4, **scaling: float) -> nn.Module:
     """An AutoencoderKL that makes latents of an eighth of a picture's side."""
     from diffusers import AutoencoderKL
 
@@ -62,8 +123,9 @@ def autoencoder() -> nn.Module:
         block_out_channels=(16, 16, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=8,
+        **scaling,
     )
 
 
@@ -131,6 +193,37 @@ def save_ip_adapter_plus(path: Path, base: Path, seed: int = 2) -> Path:
     )
     torch.manual_seed(seed)
     save(path, Adapter(config))
+    return path
+
+
+def save_sd3_start(path: Path, base: Path, seed: int = 3) -> Path:
+    """An instruct adapter that equals a tiny SD3 until it is trained."""
+    from ipadapter_instruct_core.adapter import Adapter
+    from ipadapter_instruct_core.checkpoint import save
+    from ipadapter_instruct_core.config import AdapterConfig, Base, Form
+    from training.frozen.base import load_base
+    from training.frozen.transformer import adapted_blocks
+    from training.train.adapter import initialise_joint_layers
+
+    transformer = load_base(base).unet
+    torch.manual_seed(seed)
+    config = AdapterConfig(
+        image_width=OPEN_CLIP["vision_cfg"]["width"],
+        width=64,
+        heads=1,
+        depth=2,
+        token_count=4,
+        output_width=T5_WIDTH,
+        instruction_width=WIDTH,
+        prompt_width=WIDTH,
+        layers=tuple(adapted_blocks(transformer)),
+        base=Base.SD3,
+        form=Form.JOINT,
+        output_suffix="_big",
+    )
+    adapter = Adapter(config)
+    initialise_joint_layers(adapter, transformer)
+    save(path, adapter)
     return path
 
 

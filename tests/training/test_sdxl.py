@@ -163,11 +163,12 @@ def test_the_loss_is_diffusers_own(sources: tuple[FeatureSource, RawSource, Enco
         expected = (plain - batch["noise"]).pow(2).mean(dim=(1, 2, 3))
         prepared = copy.deepcopy(base.unet)
         prepare_unet(prepared)
-        batch["time_ids"] = base.size_condition(64, 4)
+        batch["added"] = base.added(batch["pooled"], 64, torch.float32)
         found = losses(prepared, NoAdapter(), base.schedule, batch, torch.float32)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-        for name in ("pooled", "time_ids"):
-            other = losses(prepared, NoAdapter(), base.schedule, {**batch, name: batch[name] * 0}, torch.float32)
+        for name, tensor in batch["added"].items():
+            changed = {**batch, "added": {**batch["added"], name: tensor * 0}}
+            other = losses(prepared, NoAdapter(), base.schedule, changed, torch.float32)
             assert (other - expected).abs().min() > 1e-5, f"{name} is not read"
 
 

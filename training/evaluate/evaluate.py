@@ -24,8 +24,8 @@ from training.frozen.base import fingerprint
 from training.frozen.encoders import EncoderPaths, Encoders, load_encoders, picture_tensor
 from training.frozen.fit import check_fit
 from training.frozen.metrics import OF_CAPTIONS, TASK_METRICS, Embedder, task_scores
+from training.frozen.network import embedding, prepare
 from training.frozen.sampling import Settings, conditionings, initial_noise, sample, to_pictures
-from training.frozen.unet import prepare_unet
 from training.held import defaults_of, hash_of, hold
 from training.instructions.choose import Wording, drawn, wordings
 
@@ -110,7 +110,7 @@ def run(config: EvaluateConfig) -> None:
     if config.text_scale is None:
         config = config.model_copy(update={"text_scale": defaults(Task.EVERYTHING, encoders.base.kind).text_scale})
     models = {**encoders.identities(), "unet": fingerprint(encoders.base.unet)}
-    layers = prepare_unet(encoders.base.unet)
+    layers = prepare(encoders.base.unet)
     adapters = _load_adapters(config, encoders, layers)
     device = torch.device(config.device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -273,9 +273,9 @@ def picture_batch(
     }
     simple = config.guidance == "simple" or not adapter.config.follows_instructions
     settings = Settings.of_task(task, encoders.base.kind, config.steps, config.text_scale, config.weight, simple)
-    conditions = conditionings(adapter, features, encoders.rows(), settings)
+    conditions = conditionings(adapter, features, encoders.rows(), settings, embedding(encoders.base.unet))
     side = config.resolution // 8
-    noise = initial_noise([case.seed for case in cases], (4, side, side))
+    noise = initial_noise([case.seed for case in cases], (encoders.base.latent_channels, side, side))
     latents = sample(encoders.base, conditions, settings.coefficients(), noise, config.steps)
     return to_pictures(encoders.base.decode(latents))
 

@@ -154,7 +154,9 @@ class RawSource(Source):
         resolution: int,
         phrases: Mapping[Task, Sequence[str]],
         fixed_share: float = 0.0,
+        channels: int = 4,
     ) -> None:
+        self.channels = channels
         self.preprocess, self.resolution, self.phrases = preprocess, resolution, phrases
         super().__init__(folders, split, tally, fixed_share)
 
@@ -176,7 +178,7 @@ class RawSource(Source):
         sample = Sample.from_members(self.shards[draw.sample])
         condition, target = sample.pictures()
         pixels = self.preprocess(picture_tensor(condition))[0]
-        shape = (4, self.resolution // 8, self.resolution // 8)
+        shape = (self.channels, self.resolution // 8, self.resolution // 8)
         eps, noise = draw.noise(shape)
         return {
             "target_pixels": target_pixels(target, self.resolution),

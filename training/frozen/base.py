@@ -1,4 +1,4 @@
-"""The frozen base model: UNet, autoencoder, text encoders and noise schedule of an SD1.5- or SDXL-like model."""
+"""The frozen base model: UNet, autoencoder, text encoders and noise schedule of an SD1.5-, SDXL- or SD3-like model."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from ipadapter_instruct_core.config import Base
 from torch import Tensor, nn
-from training.frozen.base_files import read_folder, read_single_file, single_file_kind
+from torch.nn.functional import pad
+from training.frozen.base_files import TEXT_ENCODERS, read_folder, read_single_file, single_file_kind, t5_tokenizer
 
 BASE_CONFIGS = Path(__file__).parent / "base_configs"
-LATENT_CHANNELS = 4
-TEXT_LENGTH = 77
-PADDING = (49407, 0)  # CLIP-L's, which is its end token, and that of SDXL's second text encoder
+LATENT_CHANNELS = {Base.SD15: 4, Base.SDXL: 4, Base.SD3: 16}
+TEXT_LENGTH = 77  # T5's too: ComfyUI pads to it, and SD3 was trained with it
+PADDING = (49407, 0, 0)  # CLIP-L's, which is its end token, that of the second text encoder, and T5's
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,11 @@ class TextStates:
     """What a base model and an adapter read of a prompt.
 
     Attributes:
-        hidden: the UNet's context, [B, L, W]: CLIP-L's last normed states; for SDXL the last but one of both towers.
+        hidden: the UNet's context, [B, L, W]: CLIP-L's last normed states; for SDXL the last but one of both
+            towers; for SD3 these, padded with zeros, and behind them T5's last.
         prompt: CLIP-L's last normed states, [B, L, 768]: what projectors with prompt layers and CLIP-L instructions
             read. The same tensor as ``hidden`` on SD1.5.
-        pooled: SDXL's pooled vector, [B, 1280]; None on SD1.5.
+        pooled: SDXL's pooled vector, [B, 1280], or SD3's of both towers, [B, 2048]; None on SD1.5.
     """
 
     hidden: Tensor
@@ -36,7 +38,11 @@ class TextStates:
 
 @dataclass(frozen=True)
 class FrozenBase:
-    """The parts of a base model, none of which is trained. ``unet`` is None where only encoders were asked for."""
+    """The parts of a base model, none of which is trained.
+
+    ``unet`` is SD3's transformer on SD3, and None where only encoders were asked for. Where features are trained on,
+    SD3's T5 is left out of the encoders.
+    """
 
     kind: Base
     unet: nn.Module | None
@@ -48,6 +54,10 @@ class FrozenBase:
     @property
     def device(self) -> torch.device:
         return next(self.vae.parameters()).device
+
+    @property
+    def latent_channels(self) -> int:
+        return LATENT_CHANNELS[self.kind]
 
     def tokens(self, prompts: Sequence[str]) -> list[Tensor]:
         """Token numbers for each text encoder, [B, L], cut to CLIP's length.
@@ -78,11 +88,15 @@ class FrozenBase:
         prompt = outs[0].last_hidden_state
         if self.kind is Base.SD15:
             return TextStates(prompt, prompt, None)
-        hidden = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
+        hidden = torch.cat([out.hidden_states[-2] for out in outs[:2]], dim=-1)
+        if self.kind is Base.SD3:
+            t5 = outs[2].last_hidden_state.to(hidden)
+            hidden = torch.cat([pad(hidden, (0, t5.shape[-1] - hidden.shape[-1])), t5], dim=1)
+            return TextStates(hidden, prompt, torch.cat([out.text_embeds for out in outs[:2]], dim=-1))
         return TextStates(hidden, prompt, outs[1].text_embeds)
 
     def latent_distribution(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [B, 3, H, W] in -1..1 -> mean and standard deviation [B, 4, h, w] of scaled latents.
+        """Pixels [B, 3, H, W] in -1..1 -> mean and standard deviation [B, C, h, w] of scaled latents.
 
         An autoencoder without a distribution (AutoencoderTiny) has a deviation of zero.
         """
@@ -95,10 +109,19 @@ class FrozenBase:
         return mean, torch.zeros_like(mean)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B, 4, h, w] -> pixels [B, 3, H, W] in 0..1."""
+        """Scaled latents [B, C, h, w] -> pixels [B, 3, H, W] in 0..1."""
         config = self.vae.config
         unscaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         return (self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def added(self, pooled: Tensor | None, pixels: int, dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """What the network reads beside the text: the pooled vector [B, W], and on SDXL the picture's side."""
+        if pooled is None:
+            return None
+        pooled = pooled.to(self.device, dtype)
+        if self.kind is Base.SD3:
+            return {"pooled_projections": pooled}
+        return {"text_embeds": pooled, "time_ids": self.size_condition(pixels, len(pooled)).to(dtype)}
 
     def size_condition(self, pixels: int, count: int) -> Tensor:
         """SDXL's size numbers [B, 6] (original size, crop, target size) of square uncropped pictures."""
@@ -106,8 +129,7 @@ class FrozenBase:
 
     def identities(self) -> dict[str, str]:
         """A hash of the autoencoder and of each text encoder, the same for either file format, in half or in full."""
-        names = ("text_encoder", "text_encoder_2")
-        encoders = dict(zip(names, self.text_encoders, strict=False))
+        encoders = dict(zip(TEXT_ENCODERS[self.kind], self.text_encoders, strict=False))
         return {"vae": fingerprint(self.vae)} | {name: fingerprint(model) for name, model in encoders.items()}
 
 
@@ -121,19 +143,20 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def load_base(path: Path, config: Path | None = None, with_unet: bool = True) -> FrozenBase:
+def load_base(path: Path, config: Path | None = None, with_unet: bool = True, with_t5: bool = True) -> FrozenBase:
     """Load a base model in float32, from a diffusers folder or a single-file checkpoint; nothing is downloaded.
 
     Args:
         config: for a single file, a folder in diffusers' layout with the configurations of its parts; by default
             SD1.5's or SDXL's, as the file's own keys tell.
+        with_t5: whether SD3's largest text encoder is loaded, in the precision of its file.
 
     Raises:
         ValueError: there is no such file or folder, it is of another family, or a part of it is missing or damaged.
     """
     _no_bars()
     if path.is_dir():
-        parts = read_folder(path, with_unet)
+        parts = read_folder(path, with_unet, with_t5)
     elif path.is_file():
         kind = single_file_kind(path)
         parts = read_single_file(path, kind, config or BASE_CONFIGS / kind.value, with_unet)
@@ -142,13 +165,18 @@ def load_base(path: Path, config: Path | None = None, with_unet: bool = True) ->
     words = parts.text_encoders[0].config
     if words.hidden_act != "quick_gelu" or words.vocab_size < len(clip_tokenizer()):
         raise ValueError(f"{path} has no CLIP-L to read text, as {parts.kind.label} has; it may be an SD2 or another.")
-    channels = parts.unet.config.in_channels if with_unet else LATENT_CHANNELS
-    if channels != LATENT_CHANNELS:
+    channels = parts.unet.config.in_channels if with_unet else LATENT_CHANNELS[parts.kind]
+    if channels != LATENT_CHANNELS[parts.kind]:
         raise ValueError(f"{path} takes {channels} channels, as models for inpainting do; give a plain model.")
     for model in (parts.unet, parts.vae, *parts.text_encoders):
         if model is not None:
-            model.requires_grad_(False).eval().float()
-    tokenizers = (clip_tokenizer(),) * len(parts.text_encoders)
+            model.requires_grad_(False).eval()
+    for model in (parts.unet, parts.vae, *parts.text_encoders[:2]):
+        if model is not None:
+            model.float()
+    tokenizers = (clip_tokenizer(),) * len(parts.text_encoders[:2])
+    if len(parts.text_encoders) > 2:
+        tokenizers += (t5_tokenizer(path),)
     return FrozenBase(parts.kind, parts.unet, parts.vae, parts.text_encoders, tokenizers, parts.schedule)
 
 

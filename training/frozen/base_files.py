@@ -6,8 +6,17 @@ from typing import Any, NamedTuple
 from ipadapter_instruct_core.config import Base
 from torch import nn
 
-PIPELINES = {"StableDiffusionPipeline": Base.SD15, "StableDiffusionXLPipeline": Base.SDXL}
-TEXT_ENCODERS = {Base.SD15: ("text_encoder",), Base.SDXL: ("text_encoder", "text_encoder_2")}
+PIPELINES = {
+    "StableDiffusionPipeline": Base.SD15,
+    "StableDiffusionXLPipeline": Base.SDXL,
+    "StableDiffusion3Pipeline": Base.SD3,
+}
+T5 = "text_encoder_3"
+TEXT_ENCODERS = {
+    Base.SD15: ("text_encoder",),
+    Base.SDXL: ("text_encoder", "text_encoder_2"),
+    Base.SD3: ("text_encoder", "text_encoder_2", T5),
+}
 UNET_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 # What else a whole single-file checkpoint holds, by the beginning of its keys.
 KEYS = {
@@ -24,7 +33,8 @@ KEYS = {
 
 
 class Parts(NamedTuple):
-    """``unet`` is None where it was not asked for; ``schedule`` is a DDPMScheduler with the base's own noise."""
+    """``unet``, SD3's transformer among them, is None where it was not asked for; ``schedule`` is a DDPMScheduler with
+    the base's own noise, or SD3's FlowMatchEulerDiscreteScheduler."""
 
     kind: Base
     unet: nn.Module | None
@@ -34,7 +44,7 @@ class Parts(NamedTuple):
 
 
 def folder_kind(path: Path) -> Base:
-    """Raises ValueError where a folder is no SD1.5 or SDXL pipeline in diffusers' layout."""
+    """Raises ValueError where a folder is no SD1.5, SDXL or SD3 pipeline in diffusers' layout."""
     from diffusers import DiffusionPipeline
 
     if not (path / "model_index.json").is_file():
@@ -44,33 +54,40 @@ def folder_kind(path: Path) -> Base:
     except OSError as error:
         raise ValueError(f"{path / 'model_index.json'} cannot be read; download the folder again.") from error
     if name not in PIPELINES:
-        raise ValueError(f"{path} is a {name}; adapters are trained on SD1.5 and SDXL pipelines.")
+        raise ValueError(f"{path} is a {name}; adapters are trained on SD1.5, SDXL and SD3 pipelines.")
     return PIPELINES[name]
 
 
-def read_folder(path: Path, with_unet: bool) -> Parts:
+def read_folder(path: Path, with_unet: bool, with_t5: bool = True) -> Parts:
     """Raises ValueError where a part is missing, damaged or incomplete; the sentence names it."""
     kind = folder_kind(path)
+    flow = kind is Base.SD3
+    unet = _read_part(path, "transformer" if flow else "unet", kind) if with_unet else None
+    if unet is not None and flow and unet.config.qk_norm is not None:
+        raise ValueError(f"{path} is an SD3.5; adapters are trained on SD3 medium, whose queries are not normed.")
     return Parts(
         kind=kind,
-        unet=_read_part(path, "unet") if with_unet else None,
-        vae=_read_part(path, "vae"),
-        text_encoders=tuple(_read_part(path, name) for name in TEXT_ENCODERS[kind]),
-        schedule=_schedule(path),
+        unet=unet,
+        vae=_read_part(path, "vae", kind),
+        text_encoders=tuple(_read_part(path, name, kind) for name in TEXT_ENCODERS[kind] if name != T5 or with_t5),
+        schedule=_flow_schedule(path) if flow else _schedule(path),
     )
 
 
-def _read_part(path: Path, name: str) -> nn.Module:
+def _read_part(path: Path, name: str, kind: Base) -> nn.Module:
     import diffusers
     import transformers
     from safetensors import SafetensorError
 
     tiny = "AutoencoderTiny" in _config_file(path, name).read_text(encoding="utf-8")
+    projects = kind is Base.SD3  # there, both CLIP encoders do
     kinds = {
         "unet": diffusers.UNet2DConditionModel,
+        "transformer": diffusers.SD3Transformer2DModel,
         "vae": diffusers.AutoencoderTiny if tiny else diffusers.AutoencoderKL,
-        "text_encoder": transformers.CLIPTextModel,
+        "text_encoder": transformers.CLIPTextModelWithProjection if projects else transformers.CLIPTextModel,
         "text_encoder_2": transformers.CLIPTextModelWithProjection,
+        T5: transformers.T5EncoderModel,
     }
     try:
         model, report = kinds[name].from_pretrained(
@@ -111,6 +128,34 @@ def _schedule(path: Path, **changes: Any) -> Any:
     return DDPMScheduler.from_config(config)
 
 
+def _flow_schedule(path: Path) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    _config_file(path, "scheduler", "scheduler_config.json")
+    config = FlowMatchEulerDiscreteScheduler.load_config(path, subfolder="scheduler")
+    if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler" or config.get("use_dynamic_shifting"):
+        raise ValueError(
+            f"{path} follows the noise schedule of {config.get('_class_name')}, not SD3's; give SD3 medium's folder."
+        )
+    return FlowMatchEulerDiscreteScheduler.from_config(config)
+
+
+def t5_tokenizer(path: Path) -> Any:
+    """T5's tokenizer from a pipeline's folder.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path / "tokenizer_3", local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path / 'tokenizer_3'} is no tokenizer ({_first(error)}); download the folder again."
+        ) from error
+
+
 def _first(error: BaseException) -> str:
     """An error of a library, cut to its first sentence."""
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
@@ -135,7 +180,7 @@ def single_file_kind(path: Path) -> Base:
     """Raises ValueError where a file is no SD1.5 or SDXL checkpoint with all its parts; the sentence says why."""
     keys = _keys(path)
     if UNET_KEY not in keys:
-        raise ValueError(f"{path.name} is no checkpoint of SD1.5 or SDXL, the bases that adapters are trained on.")
+        raise ValueError(f"{path.name} is no checkpoint of SD1.5 or SDXL; of SD3, give the diffusers folder.")
     kind = Base.SDXL if any(key.startswith("conditioner.") for key in keys) else Base.SD15
     for part, start in KEYS[kind].items():
         if not any(key.startswith(start) for key in keys):

@@ -25,7 +25,7 @@ class EncoderPaths(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base: Path
-    """Base model: a diffusers folder, or a single-file .safetensors checkpoint (SD1.5 or SDXL)."""
+    """Base model: a diffusers folder (SD1.5, SDXL or SD3), or a single-file .safetensors checkpoint (SD1.5 or SDXL)."""
     image_encoder: Path
     """CLIP ViT-H/14 image tower: an open_clip file or folder, or a transformers folder."""
     instruction_encoder: str = CLIP_L
@@ -98,7 +98,9 @@ class Encoders:
         self.base.vae.to(device)
         for model in (*self.base.text_encoders, self.image_tower, self.instruction_tower):
             if model is not None:
-                model.to(device, dtype)
+                # T5 overflows in half precision.
+                of_t5 = torch.bfloat16 if dtype is torch.float16 and model in self.base.text_encoders[2:] else dtype
+                model.to(device, of_t5)
         return self
 
     def instruction_states(self, instructions: Sequence[str]) -> Tensor:
@@ -113,7 +115,7 @@ class Encoders:
         return self.image_tower.image_tokens(pixels.to(device, dtype))
 
     def text_features(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What UNet and projector read of prompts: ``text``, and on SDXL ``prompt`` and ``pooled``."""
+        """What the base and the projector read of prompts: ``text``, and beside SD1.5 ``prompt`` and ``pooled``."""
         states = self.base.text_states(self.base.tokens(prompts))
         features = {"text": states.hidden}
         return features if states.pooled is None else {**features, "prompt": states.prompt, "pooled": states.pooled}

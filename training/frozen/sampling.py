@@ -1,6 +1,6 @@
 """Pictures from a frozen base and an adapter: the rows of guidance, combined by the core's formulas."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from ipadapter_instruct_core.tasks import GuidanceMode, Task, defaults
 from PIL import Image
 from torch import Tensor
 from training.frozen.base import FrozenBase
-from training.frozen.unet import ImageKeyValues, predict
+from training.frozen.network import Sites, predict, sites
+from training.frozen.noise import follows_flow
+from training.frozen.transformer import Site
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,12 @@ class Conditioning:
 
     Attributes:
         text: the UNet's context [B, L, W].
-        image: keys and values, or None for the bare base model.
-        pooled: SDXL's pooled vector [B, 1280].
+        image: keys and values, on SD3 with their layers, or None for the bare base model.
+        pooled: SDXL's or SD3's pooled vector [B, W].
     """
 
     text: Tensor
-    image: ImageKeyValues | None
+    image: Sites | None
     pooled: Tensor | None = None
 
 
@@ -77,20 +79,20 @@ class Settings:
         return {row: factor for row, factor in rows.items() if factor != 0.0}
 
 
-def weighted_key_values(adapter: Adapter, tokens: Tensor, weight: float) -> ImageKeyValues:
-    """Keys and values of adapter tokens; the weight is folded into the values."""
-    return [(keys, values * weight) for keys, values in adapter.key_values(tokens)]
-
-
 def conditionings(
-    adapter: Adapter, features: Mapping[str, Tensor], rows: Mapping[str, Tensor], settings: Settings
+    adapter: Adapter,
+    features: Mapping[str, Tensor],
+    rows: Mapping[str, Tensor],
+    settings: Settings,
+    embed: Callable[[Tensor], Tensor] = lambda tokens: tokens,
 ) -> dict[Row, Conditioning]:
     """The rows that the settings ask for, each made as `ipadapter_instruct_core.guidance` says.
 
     Args:
-        features: ``text``, ``image``, ``instruction``, ``prompt`` (by default ``text``), on SDXL ``pooled``; each
-            with a batch.
+        features: ``text``, ``image``, ``instruction``, ``prompt`` (by default ``text``), beside SD1.5 ``pooled``;
+            each with a batch.
         rows: of dropped conditions, without a batch, as `Encoders.rows` gives them. The negative prompt is empty.
+        embed: how the base embeds tokens, as `network.embedding` gives it.
     """
     batch = features["image"].shape[0]
     empty = {name: states.expand(batch, *states.shape) for name, states in rows.items()}
@@ -105,16 +107,16 @@ def conditionings(
     result = {}
     for row in settings.coefficients():
         tokens = adapter.image_proj(*(states.to(adapter.image_proj.latents.dtype) for states in sources[row]))
-        image = weighted_key_values(adapter, tokens, settings.weight)
+        image = sites(adapter, tokens, settings.weight, embed)
         text = features["text"] if row is Row.FULL else empty["empty_text"]
-        # SDXL's middle rows keep the positive pooled vector, as in the reference code.
+        # The middle rows keep the positive pooled vector, as in the reference code.
         pooled = empty.get("empty_pooled") if row is Row.UNCOND else features.get("pooled")
         result[row] = Conditioning(text, image, pooled)
     return result
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """White noise [B, 4, h, w], each picture's from its own seed, so that a batch's cut changes nothing."""
+    """White noise [B, C, h, w], each picture's from its own seed, so that a batch's cut changes nothing."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
@@ -127,28 +129,27 @@ def sample(
     steps: int,
     controlnet: tuple[Any, Tensor, float] | None = None,
 ) -> Tensor:
-    """Denoise with DPM-Solver++(2M), the rows of a step in one batch.
+    """Denoise with DPM-Solver++(2M), on SD3 with Euler, the rows of a step in one batch.
 
     Args:
         conditions: a row each of ``coefficients``.
-        noise: [B, 4, h, w] with a deviation of one.
+        noise: [B, C, h, w] with a deviation of one.
         controlnet: the network, its hint [B, 3, H, W] in 0-1, and its strength.
 
     Returns:
-        Scaled latents [B, 4, h, w].
+        Scaled latents [B, C, h, w].
     """
-    from diffusers import DPMSolverMultistepScheduler
-
     unet, rows = base.unet, list(coefficients)
     device, dtype, batch = base.device, next(unet.parameters()).dtype, noise.shape[0]
-    scheduler = DPMSolverMultistepScheduler.from_config(base.schedule.config, algorithm_type="dpmsolver++")
+    scheduler = _solver(base.schedule)
     scheduler.set_timesteps(steps, device=device)
     text = torch.cat([conditions[row].text for row in rows]).to(device, dtype)
-    image = _stack_key_values([conditions[row].image for row in rows])
-    added = _added(base, [conditions[row].pooled for row in rows], noise, dtype)
-    latents = noise.to(device) * scheduler.init_noise_sigma
+    image = _stack_sites([conditions[row].image for row in rows])
+    pooled = [conditions[row].pooled for row in rows]
+    added = base.added(None if pooled[0] is None else torch.cat(pooled), noise.shape[-1] * 8, dtype)
+    latents = noise.to(device)  # whose deviation is one with either solver
     for timestep in scheduler.timesteps:
-        inputs = torch.cat([scheduler.scale_model_input(latents, timestep)] * len(rows)).to(dtype)
+        inputs = torch.cat([latents] * len(rows)).to(dtype)
         times = timestep.expand(len(rows) * batch)
         residuals = None
         if controlnet is not None:
@@ -169,24 +170,28 @@ def sample(
     return latents
 
 
-def _stack_key_values(rows: Sequence[ImageKeyValues | None]) -> ImageKeyValues | None:
+def _solver(schedule: Any) -> Any:
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    if follows_flow(schedule):
+        return FlowMatchEulerDiscreteScheduler.from_config(schedule.config)
+    return DPMSolverMultistepScheduler.from_config(schedule.config, algorithm_type="dpmsolver++")
+
+
+def _stack_sites(rows: Sequence[Sites | None]) -> Sites | None:
     """Rows' keys and values one under another; a layer without them in any row has none."""
     if rows[0] is None:
         return None
-    layers = zip(*rows, strict=True)
-    return [
-        None if layer[0] is None else (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer]))
-        for layer in layers
-    ]
+    return [_stack(layer) for layer in zip(*rows, strict=True)]
 
 
-def _added(
-    base: FrozenBase, pooled: Sequence[Tensor | None], noise: Tensor, dtype: torch.dtype
-) -> dict[str, Tensor] | None:
-    if pooled[0] is None:
+def _stack(layer: Sequence[Any]) -> Any:
+    first = layer[0]
+    if first is None:
         return None
-    vectors = torch.cat([vector for vector in pooled if vector is not None]).to(base.device, dtype)
-    return {"text_embeds": vectors, "time_ids": base.size_condition(noise.shape[-1] * 8, len(vectors)).to(dtype)}
+    if isinstance(first, Site):
+        return first._replace(keys=torch.cat([s.keys for s in layer]), values=torch.cat([s.values for s in layer]))
+    return torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer])
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:

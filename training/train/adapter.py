@@ -1,6 +1,6 @@
 """The part that is trained, where it starts from, and its loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,32 +8,44 @@ from typing import Any, Literal
 import torch
 from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.checkpoint import load
-from ipadapter_instruct_core.config import AdapterConfig, Base, InstructionEncoder
+from ipadapter_instruct_core.config import AdapterConfig, Base, Form, InstructionEncoder
 from torch import Tensor, nn
 from training.frozen.fit import check_fit
-from training.frozen.unet import predict
+from training.frozen.network import Sites, is_joint, predict, sites
+from training.frozen.noise import noised
 
 Projector = Literal["paper", "released", "ip-adapter-plus"]
 # Widths and heads of the published adapters (IPAdapter+ and IPAdapter-Instruct), for a start from scratch.
 SCRATCH = {
     Base.SD15: AdapterConfig(width=768, heads=12, output_width=768, base=Base.SD15),
     Base.SDXL: AdapterConfig(width=1280, heads=20, output_width=2048, base=Base.SDXL),
+    Base.SD3: AdapterConfig(
+        width=1280, heads=20, output_width=4096, base=Base.SD3, form=Form.JOINT, output_suffix="_big"
+    ),
 }
 
 
 class TrainedAdapter(nn.Module):
-    """An adapter whose forward gives every cross-attention's keys and values.
+    """An adapter whose forward gives all that a frozen network reads of it.
 
-    They are all that a UNet reads, so this is all that DDP or FSDP have to wrap: the frozen model stays outside.
+    So this is all that DDP or FSDP have to wrap: the network stays outside. SD3's runs its attentions through the
+    layers themselves, and is therefore called from in here.
     """
 
-    def __init__(self, adapter: Adapter) -> None:
+    def __init__(self, adapter: Adapter, embed: Callable[[Tensor], Tensor] = lambda tokens: tokens) -> None:
+        """``embed`` as `network.embedding` gives it."""
         super().__init__()
-        self.adapter = adapter
+        self.adapter, self.embed = adapter, embed
+        if adapter.config.form is Form.JOINT:  # nobody reads what the last layer hands on: it gets no gradient
+            adapter.layers[-1].proj_encoder_passthrough_ip.requires_grad_(False)
 
-    def forward(self, image: Tensor, instruction: Tensor, prompt: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """image [B, N, W], instruction [B, L, W], prompt [B, L, W] -> keys and values [B, T, width], in key order."""
-        return self.adapter.key_values(self.adapter.image_proj(image, instruction, prompt))
+    def forward(
+        self, image: Tensor, instruction: Tensor, prompt: Tensor, read: Callable[[Sites], Tensor] | None = None
+    ) -> Sites | Tensor:
+        """image [B, N, W], instruction and prompt [B, L, W] -> keys and values [B, T, width] of each layer,
+        or what ``read`` makes of them."""
+        found = sites(self.adapter, self.adapter.image_proj(image, instruction, prompt), embed=self.embed)
+        return found if read is None else read(found)
 
 
 def start_adapter(
@@ -44,15 +56,17 @@ def start_adapter(
     kind: Base,
     instruction_encoder: InstructionEncoder,
     seed: int,
+    network: nn.Module | None = None,
 ) -> Adapter:
     """The adapter that training starts from.
 
     IPAdapter+ weights get new layers that leave them as they are at first (Sec. 3.5); instruct weights go on as they
-    are; without a file, everything starts at random.
+    are; without a file, everything starts at random, but on SD3 so that the adapter equals its base.
 
     Args:
         widths: of the features: ``image``, ``instruction``, ``prompt``, and ``text``, the UNet's context.
-        layers: the base's cross-attentions, as `conditioned_unet.cross_attentions` lists them.
+        layers: the base's attentions that layers add to, as `network.prepare` lists them.
+        network: the base's, whose own keys and values SD3's layers start from; not read on others.
 
     Raises:
         ValueError: the file does not fit the base, the features or the projector asked for.
@@ -73,6 +87,9 @@ def start_adapter(
         )
         adapter = Adapter(config)
         adapter.image_proj.initialise_new_layers(generator)
+        if config.form is Form.JOINT:
+            assert network is not None
+            initialise_joint_layers(adapter, network)
         return adapter
     adapter = load(start).float()
     check_fit(start.name, adapter.config, {**widths, "instruction": None, "prompt": None}, layers)
@@ -99,28 +116,43 @@ def _check_encoder(name: str, config: AdapterConfig, encoder: InstructionEncoder
         )
 
 
-def losses(
-    unet: nn.Module, adapter: nn.Module, schedule: Any, batch: Mapping[str, Tensor], dtype: torch.dtype
-) -> Tensor:
-    """Noise-prediction loss of each sample, [B] (Sec. 3.5: as IPAdapter; v where the base predicts v).
+@torch.no_grad()
+def initialise_joint_layers(adapter: Adapter, network: nn.Module) -> None:
+    """Start as the authors' SD3 layers do: keys and values are the block's own, outputs are zero, so that nothing is
+    added, and tokens are handed on as they are."""
+    for number, layer in adapter.ip_adapter.items():
+        attention = network.transformer_blocks[int(number)].attn
+        own = {
+            layer.to_k_ip: attention.to_k,
+            layer.to_v_ip: attention.to_v,
+            layer.add_k_proj_ip: attention.add_k_proj,
+            layer.add_v_proj_ip: attention.add_v_proj,
+        }
+        for ours, theirs in own.items():
+            ours.weight.copy_(theirs.weight)
+        nn.init.zeros_(layer.proj_ip.weight)
+        nn.init.zeros_(layer.proj_encoder_hidden_states_ip.weight)
+        nn.init.eye_(layer.proj_encoder_passthrough_ip.weight)
+
+
+def losses(unet: nn.Module, adapter: nn.Module, schedule: Any, batch: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    """Loss of each sample, [B] (Sec. 3.5: as IPAdapter): of the predicted noise, or of v where the base predicts that,
+    or on SD3 of the velocity (flow matching, Esser et al. 2024).
 
     Args:
-        unet: frozen, prepared by `conditioned_unet.prepare_unet`.
+        unet: frozen, prepared by `network.prepare`.
         adapter: a `TrainedAdapter`, wrapped or not.
-        batch: ``latents``, ``noise`` [B, 4, h, w], ``timestep`` [B], ``text``, ``image``, ``instruction``,
-            ``prompt``, and on SDXL ``pooled`` and ``time_ids``.
-        dtype: the frozen UNet's precision.
+        batch: ``latents``, ``noise`` [B, C, h, w], ``timestep`` [B], ``text``, ``image``, ``instruction``,
+            ``prompt``, and beside SD1.5 ``added``, as `FrozenBase.added` gives it.
+        dtype: the frozen network's precision.
     """
-    latents, noise, timesteps = batch["latents"].float(), batch["noise"].float(), batch["timestep"]
-    noisy = schedule.add_noise(latents, noise, timesteps)
-    target = noise
-    if schedule.config.prediction_type == "v_prediction":
-        target = schedule.get_velocity(latents, noise, timesteps)
+    mixed = noised(schedule, batch["latents"].float(), batch["noise"].float(), batch["timestep"])
     parameter = next(adapter.parameters()).dtype
     states = (batch[name].to(parameter) for name in ("image", "instruction", "prompt"))
-    key_values = adapter(*states)
-    added = None
-    if "pooled" in batch:
-        added = {"text_embeds": batch["pooled"].to(dtype), "time_ids": batch["time_ids"].to(dtype)}
-    prediction = predict(unet, noisy.to(dtype), timesteps, batch["text"].to(dtype), key_values, added)
-    return (prediction.float() - target).pow(2).mean(dim=(1, 2, 3))
+
+    def read(image: Sites | None) -> Tensor:
+        text = batch["text"].to(dtype)
+        return predict(unet, mixed.latents.to(dtype), mixed.time, text, image, batch.get("added"))
+
+    prediction = adapter(*states, read=read) if is_joint(unet) else read(adapter(*states))
+    return (prediction.float() - mixed.target).pow(2).mean(dim=(1, 2, 3))

@@ -17,7 +17,7 @@ def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders |
     fixed_share = 1.0 if config.instructions == "fixed" else config.fixed_share
     if config.features is not None:
         source = FeatureSource(config.features, "train", tally, fixed_share)
-        base = load_base(config.base, config.base_config)
+        base = load_base(config.base, config.base_config, with_t5=False)
         hold_to_encoders(source, base)
         validation = FeatureSource(config.features, "validation", tally, 1.0) if validate else None
         return base, None, source, validation
@@ -29,8 +29,9 @@ def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders |
     )
     encoders = load_encoders(paths, with_unet=True)
     made = (encoders.preprocess, config.resolution, load_bank())
-    source = RawSource(config.data, "train", tally, *made, fixed_share)
-    validation = RawSource(config.data, "validation", tally, *made, 1.0) if validate else None
+    channels = encoders.base.latent_channels
+    source = RawSource(config.data, "train", tally, *made, fixed_share, channels)
+    validation = RawSource(config.data, "validation", tally, *made, 1.0, channels) if validate else None
     return encoders.base, encoders, source, validation
 
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from training.datasets.shards import Tally
 from training.features.draws import Draws
 from training.features.stored import encode_batch
-from training.frozen.unet import prepare_unet
+from training.frozen.network import embedding, prepare
+from training.frozen.noise import follows_flow
 from training.train import checkpoints
 from training.train.adapter import TrainedAdapter, losses, start_adapter
 from training.train.batches import Slots, loader
@@ -114,15 +115,22 @@ class Trainer:
             raise ValueError(
                 f"The data hold no samples of the task {missing[0]}; leave it out of `tasks`, or build some."
             )
-        timesteps = self.base.schedule.config.num_train_timesteps
-        self.draws = Draws(config.seed, self.source.by_task, weights, config.dropout, timesteps)
+        schedule = self.base.schedule
+        self.draws = Draws(
+            config.seed,
+            self.source.by_task,
+            weights,
+            config.dropout,
+            schedule.config.num_train_timesteps,
+            logit_normal=follows_flow(schedule),
+        )
         found = [checkpoints.newest(self.folder) if self.main else None]  # one process reads and hashes it all
         self.checkpoint: Path | None = broadcast_object_list(found)[0]
         self.stop = Stop()
 
     def _prepare_models(self) -> TrainedAdapter:
         config, base, device = self.config, self.base, self.accelerator.device
-        layers = prepare_unet(base.unet)
+        layers = prepare(base.unet)
         adapter = start_adapter(
             config.start,
             config.projector,
@@ -131,6 +139,7 @@ class Trainer:
             base.kind,
             instruction_encoder(self.source, self.encoders),
             config.seed,
+            base.unet,
         )
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         # diffusers' own `to` warns of layers that SD has not.
@@ -142,7 +151,7 @@ class Trainer:
         if config.gradient_checkpointing:
             base.unet.enable_gradient_checkpointing()
         self.unet = torch.compile(base.unet) if config.compile else base.unet
-        return TrainedAdapter(adapter.train())
+        return TrainedAdapter(adapter.train(), embedding(base.unet))
 
     def train(self) -> None:
         """All steps that are left, with logs, validations and checkpoints between them."""
@@ -249,8 +258,7 @@ class Trainer:
             with torch.no_grad():
                 moved = encode_batch(self.encoders, moved)
         if "pooled" in moved:
-            side = moved["latents"].shape[-1] * 8
-            moved["time_ids"] = self.base.size_condition(side, len(moved["latents"])).to(device)
+            moved["added"] = self.base.added(moved["pooled"], moved["latents"].shape[-1] * 8, self.dtype)
         return moved
 
     def _asked_to_stop(self, step: int) -> bool:

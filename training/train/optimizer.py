@@ -28,7 +28,8 @@ def make_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) 
         ValueError: ``adamw8bit`` without bitsandbytes or without a card.
     """
     common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.adam_betas, "eps": config.adam_eps}
-    groups = _groups(model.named_parameters(), config.weight_decay)
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    groups = _groups(trained, config.weight_decay)
     if config.optimizer == "adamw8bit":
         return _adamw8bit(device)(groups, **common)
     return torch.optim.AdamW(groups, **common, **({"fused": True} if config.fused_optimizer else {"foreach": True}))

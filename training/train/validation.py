@@ -21,6 +21,7 @@ from training.features.stored import Source, encode_batch
 from training.frozen.base import FrozenBase
 from training.frozen.encoders import Encoders
 from training.frozen.metrics import TASK_METRICS, Embedder, task_scores
+from training.frozen.network import embedding
 from training.frozen.sampling import Settings, conditionings, initial_noise, sample, to_pictures
 from training.train.adapter import TrainedAdapter, losses
 from training.train.batches import collate
@@ -130,7 +131,7 @@ class Validator:
         if self.encoders is not None:
             moved = encode_batch(self.encoders, moved)
         if "pooled" in moved:
-            moved["time_ids"] = self.base.size_condition(moved["latents"].shape[-1] * 8, len(draws))
+            moved["added"] = self.base.added(moved["pooled"], moved["latents"].shape[-1] * 8, self.base.unet.dtype)
         return moved
 
     def _add_losses(self, part: Part, adapter: Adapter, draws: Sequence[Draw]) -> None:
@@ -154,7 +155,7 @@ class Validator:
         for start in range(0, len(draws), size):
             batch = self._batch(draws[start : start + size])
             tokens = adapter.image_proj(*(batch[name].to(parameter) for name in ("image", "instruction", "prompt")))
-            trained = TrainedAdapter(adapter)
+            trained = TrainedAdapter(adapter, embedding(self.base.unet))
             values = losses(self.base.unet, trained, self.base.schedule, batch, self.base.unet.dtype)
             found.append((values, tokens))
         values, tokens = zip(*found, strict=True)
@@ -165,7 +166,7 @@ class Validator:
         batch = self._batch(list(draws.values()))
         simple = not adapter.config.follows_instructions
         settings = Settings.of_task(task, self.base.kind, self.settings.steps, self.settings.text_scale, simple=simple)
-        conditions = conditionings(adapter, batch, self._rows(), settings)
+        conditions = conditionings(adapter, batch, self._rows(), settings, embedding(self.base.unet))
         noise = initial_noise([draw.noise_seed for draw in draws.values()], batch["latents"].shape[1:])
         latents = sample(self.base, conditions, settings.coefficients(), noise, settings.steps)
         made = to_pictures(self.base.decode(latents))

@@ -57,7 +57,7 @@ def test_a_config_says_how_it_is_run_and_parses(config: Path) -> None:
     texts = [value for value in _leaves(tomllib.loads(config.read_text())) if isinstance(value, str)]
     assert not any(text.startswith(("/", "~", ".")) for text in texts), "a path of somebody's machine"
     if (
-        config.stem not in ("encode", "evaluate", "figures", "main", "released_sd15", "debug", "walk")
+        config.stem not in ("encode", "evaluate", "figures", "main", "released_sd15", "debug", "debug_sd3", "walk")
         and verb == "train"
     ):
         assert parsed.out.name == config.stem, "two configs would share a run"
@@ -110,7 +110,11 @@ def test_what_one_config_writes_another_reads() -> None:
     assert figures.pictures == evaluate.out and {figures.against, *figures.rows} == set(evaluate.rows)
     same = ("base", "image_encoder", "instruction_encoder")
     assert [getattr(encode, name) for name in same] == [getattr(evaluate, name) for name in same]
-    for name in ("released_sd15", "sdxl"):  # their features come from encode.toml with the options in their heads
+    for name in (
+        "released_sd15",
+        "sdxl",
+        "sd3",
+    ):  # their features come from encode.toml with the options in their heads
         head, config = " ".join(head_of(ROOT / "training" / "configs" / f"{name}.toml")), settings(name)
         options = shlex.split(head[head.index("training/configs/encode.toml") :])[1:]
         changed, _ = read_config("encode", [str(ROOT / "training" / "configs" / "encode.toml"), *options])
@@ -204,3 +208,18 @@ def test_the_walk_makes_a_table_and_every_figure(walk) -> None:
     assert figures == ["against", "instructions", "learning-curves", "rewordings-0", "tasks"]
     for path in (folder / "figures").iterdir():
         assert np.asarray(Image.open(path).convert("L")).std() > 8, "an empty picture"
+
+
+def test_the_walk_has_a_variant_for_sd3(walk) -> None:
+    """Of a start that equals the base, to a file in the released layout."""
+    folder, verb = walk
+    verb("encode", "training/configs/debug_sd3_encode.toml")
+    verb("train", "training/configs/debug_sd3.toml")
+    verb("export", "--run", "debug/run-sd3", "--out", "debug/adapter-sd3.safetensors")
+    validation = [json.loads(line) for line in (folder / "run-sd3" / "validation.jsonl").read_text().splitlines()]
+    losses = [sum(line[task]["loss"] for task in PAPERS_TASKS) for line in validation]
+    assert losses[-1] < losses[0]
+    for path in (folder / "run-sd3" / "validation" / "step-00000060").iterdir():
+        assert np.asarray(Image.open(path).convert("L")).std() > 8, "an empty picture"
+    config = load(folder / "adapter-sd3.safetensors").config
+    assert (config.base.value, config.form.value, config.layers) == ("sd3", "joint", ((0, 32), (2, 32)))

@@ -58,6 +58,10 @@ class Generator:
         self.settings = settings
         self.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self.base: FrozenBase = load_base(settings.base, settings.base_config)
+        if self.base.kind is Base.SD3:
+            raise ValueError(
+                f"{settings.base} is SD3; pictures of prompts are made with SD1.5 or SDXL, so give one of these."
+            )
         self.coefficients = simple_coefficients(settings.guidance)
         self.layers = prepare_unet(self.base.unet)
         dtype = torch.float16 if torch.cuda.is_available() else torch.float32
