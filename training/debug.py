@@ -89,14 +89,14 @@ def save_sd3(folder: Path, seed: int = 0, **transformer: object) -> Path:
     return folder
 
 
-def t5_encoder() -> nn.Module:
+def t5_encoder(width: int = T5_WIDTH) -> nn.Module:
     """T5's encoder with the words of `t5_tokenizer`."""
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(
         T5Config(
             vocab_size=128,
-            d_model=T5_WIDTH,
+            d_model=width,
             d_kv=16,
             d_ff=64,
             num_layers=2,

@@ -11,9 +11,10 @@ import inside
 import numpy as np
 import pytest
 import torch
-from bench import Bench, Row, application, host_memory, random
+from bench import Bench, Row, host_memory, random
 from PIL import Image, ImageOps
 from reference_vectors import relative_error
+from through import PROMPT, Through, loaded_picture
 from tools.tiny_models import TINY_NAMES
 from tools.tiny_shapes import FULL_UNET
 
@@ -21,18 +22,16 @@ sys.path.append(str(Path(__file__).parents[1] / "training" / "helpers"))  # diff
 
 from diffusers_twin import save_twin  # noqa: E402
 from ipadapter_instruct_core.adapter import Adapter  # noqa: E402
-from ipadapter_instruct_core.checkpoint import load, save  # noqa: E402
+from ipadapter_instruct_core.checkpoint import save  # noqa: E402
 from ipadapter_instruct_core.config import AdapterConfig, InstructionEncoder  # noqa: E402
 from ipadapter_instruct_core.tasks import GuidanceMode, Task  # noqa: E402
 from tiny_base import OPEN_CLIP, save_open_clip  # noqa: E402
 from training.datasets.sample import decode_picture  # noqa: E402
 from training.frozen.encoders import EncoderPaths, Encoders, HuggingFaceImageTower, load_encoders, picture_tensor  # noqa: E402
-from training.frozen.sampling import Settings, conditionings  # noqa: E402
 from training.frozen.unet import cross_attentions, predict, prepare_unet  # noqa: E402
 
 TOKENS, UNET = 1e-4, 5e-4
-PROMPT, SIGMA = "a cat on a chair, in the evening", 3.0
-nodes = {name: importlib.import_module(f"{inside.PACK}.nodes.{name}") for name in ("encode_instruction", "apply")}
+SIGMA = 3.0
 vision = importlib.import_module(f"{inside.PACK}.nodes.host.vision")
 
 
@@ -77,51 +76,12 @@ def adapter_file(encoders: Encoders, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
-def loaded_picture(path: Path) -> torch.Tensor:
-    """As the host's Load Image node gives a file: [1, H, W, 3] in 0-1."""
-    import nodes as host_nodes
-
-    host_nodes.folder_paths.set_input_directory(str(path.parent))
-    return host_nodes.LoadImage().load_image(path.name)[0]
-
-
-class Through:
-    """The same picture, words and weights through the nodes and through training."""
-
-    def __init__(self, full_bench: Bench, twin: Path, encoders: Encoders, file: Path, task: Task) -> None:
-        self.bench, self.encoders, self.task = full_bench, encoders, task
-        hosted = host_memory.load_adapter(str(file), file.name)
-        open_clip = host_memory.load_hosted_open_clip(str(twin / "clip" / "open_clip_model.safetensors"), "clip")
-        paper = encoders.instruction_tower is not None
-        clip = open_clip if paper else full_bench.clip
-        self.clip_vision = open_clip
-        self.picture = loaded_picture(twin / "photo.png")
-        instruction = nodes["encode_instruction"].EncodeInstruction.execute(
-            adapter=hosted, clip=clip, task=task.value, instruction="", subject="cup", prompt=PROMPT, negative_prompt=""
-        )[0]
-        self.model = nodes["apply"].ApplyAdapter.execute(
-            model=full_bench.model, adapter=hosted, instruction=instruction, clip_vision=open_clip, image=self.picture,
-            weight=1.0, start_percent=0.0, end_percent=1.0, guidance="auto", instruct_scale=2.0, image_scale=1.0,
-            combine_images="concatenate",
-        )[0]  # fmt: skip
-        self.applied = self.model.model_options["transformer_options"][application.CHAIN].applications[0]
-        self.adapter = load(file)
-        self.pixels = encoders.image_tower.preprocess(picture_tensor(decode_picture((twin / "photo.png").read_bytes())))
-        words = {Task.STYLE: "use the style", Task.OBJECT: "use the cup"}[task]
-        self.features = {
-            "image": encoders.image_states(self.pixels),
-            "instruction": encoders.instruction_states([words]),
-            **encoders.text_features([PROMPT]),
-        }
-        self.settings = Settings.of_task(task, encoders.base.kind, 1, 5.0)
-        self.conditions = conditionings(self.adapter, self.features, encoders.rows(), self.settings)
-
-
 @pytest.fixture(params=[Task.STYLE, Task.OBJECT], ids=lambda task: task.value)
 def through(
     request: pytest.FixtureRequest, full_bench: Bench, twin: Path, encoders: Encoders, adapter_file: Path
 ) -> Through:
-    return Through(full_bench, twin, encoders, adapter_file, request.param)
+    words = {Task.STYLE: "use the style", Task.OBJECT: "use the cup"}[request.param]
+    return Through(full_bench, twin, encoders, adapter_file, request.param, words)
 
 
 def test_adapter_tokens_keys_and_values_agree(through: Through) -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ipadapter_instruct_core.checkpoint import load
+from ipadapter_instruct_core.config import Form
 from ipadapter_instruct_core.guidance import Row
 from ipadapter_instruct_core.tasks import GuidanceMode, Task
 from safetensors.torch import load as load_bytes
@@ -199,7 +200,8 @@ def test_guidance_evaluates_what_was_trained(setup: Setup, row: Row) -> None:
         return torch.zeros(1)
 
     projector.latents = torch.zeros(1)
-    adapter = SimpleNamespace(image_proj=projector, key_values=lambda tokens: [(tokens, tokens)])
+    config = SimpleNamespace(form=Form.CROSS)
+    adapter = SimpleNamespace(image_proj=projector, key_values=lambda t, _: [(t, t)], config=config)
     inputs = {name: own[name][None] for name in own if name in ("image", "instruction", "prompt", "text", "pooled")}
     only = SimpleNamespace(coefficients=lambda: {row: 1.0}, weight=1.0)
     condition = conditionings(adapter, inputs, setup.features.rows, only)[row]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tools.tiny_models import checkpoint
+from tools.tiny_models import checkpoint, sd3_checkpoint
+from tools.tiny_sd3 import BLOCKS, LATENT, LATENT_SCALE, LATENT_SHIFT, POOLED, WIDTH
 from tools.tiny_shapes import CHANNELS, TEXT, UNetLayout
+from training.debug import t5_encoder, t5_tokenizer, text_encoder
 from training.frozen.base import clip_tokenizer
 
 
@@ -31,6 +33,48 @@ def save_twin(folder: Path, layout: UNetLayout, seed: int) -> Path:
     return folder
 
 
+def save_sd3_twin(folder: Path, seed: int) -> Path:
+    """`tools.tiny_models.sd3_checkpoint(seed)` as a StableDiffusion3Pipeline's folder; the text encoders that it lacks
+    are of other weights."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+    from tools.tiny_sd3 import TEXT as T5_WIDTH
+    from transformers import CLIPTextModelWithProjection
+
+    weights = {key: tensor.clone() for key, tensor in sd3_checkpoint(seed).items()}
+    latents = {"latent_channels": LATENT, "scaling_factor": LATENT_SCALE, "shift_factor": LATENT_SHIFT}
+    words = _part(weights, "text_encoders.clip_l.transformer.") | {"text_projection.weight": torch.eye(TEXT)}
+    pipe = StableDiffusion3Pipeline(
+        vae=_autoencoder(_part(weights, "first_stage_model."), **latents),
+        text_encoder=_text_encoder(words, CLIPTextModelWithProjection),
+        text_encoder_2=text_encoder(projection_dim=POOLED - TEXT, hidden_act="gelu"),
+        text_encoder_3=t5_encoder(T5_WIDTH),
+        tokenizer=clip_tokenizer("<|endoftext|>"),
+        tokenizer_2=clip_tokenizer("!"),
+        tokenizer_3=t5_tokenizer(),
+        transformer=sd3_transformer(_part(weights, "model.diffusion_model."), folder, BLOCKS, WIDTH),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def sd3_transformer(weights: dict[str, torch.Tensor], folder: Path, blocks: int, width: int) -> torch.nn.Module:
+    """diffusers' transformer with the weights of a host's; ``folder`` takes its configuration."""
+    from diffusers import SD3Transformer2DModel
+
+    empty = SD3Transformer2DModel(
+        num_layers=blocks,
+        num_attention_heads=width // 64,
+        caption_projection_dim=width,
+        joint_attention_dim=weights["context_embedder.weight"].shape[1],
+        pooled_projection_dim=weights["y_embedder.mlp.0.weight"].shape[1],
+        pos_embed_max_size=round(weights["pos_embed"].shape[1] ** 0.5),
+    )
+    empty.save_config(folder / "transformer")
+    names = {"config": str(folder), "subfolder": "transformer", "local_files_only": True}
+    return SD3Transformer2DModel.from_single_file({key: t.clone() for key, t in weights.items()}, **names)
+
+
 def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
 
@@ -52,12 +96,11 @@ def _unet(layout: UNetLayout, weights: dict[str, torch.Tensor], folder: Path) ->
     return UNet2DConditionModel.from_single_file(weights, config=str(folder), subfolder="unet", local_files_only=True)
 
 
-def _text_encoder(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+def _text_encoder(weights: dict[str, torch.Tensor], kind: type | None = None) -> torch.nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    encoder = CLIPTextModel(
-        CLIPTextConfig(hidden_size=TEXT, intermediate_size=4 * TEXT, num_attention_heads=12, eos_token_id=49407)
-    )
+    config = {"hidden_size": TEXT, "intermediate_size": 4 * TEXT, "num_attention_heads": 12, "projection_dim": TEXT}
+    encoder = (kind or CLIPTextModel)(CLIPTextConfig(**config, eos_token_id=49407))
     known = encoder.state_dict()
     # The host keeps text encoders in half precision, whatever the file's.
     halved = {key: tensor.half().float() for key, tensor in weights.items()}
@@ -66,11 +109,11 @@ def _text_encoder(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
     return encoder
 
 
-def _autoencoder(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+def _autoencoder(weights: dict[str, torch.Tensor], **settings: float) -> torch.nn.Module:
     """A TAESD's layers bear the same numbers in diffusers, where the decoder's first, a clamp, is none."""
     from diffusers import AutoencoderTiny
 
-    model = AutoencoderTiny()
+    model = AutoencoderTiny(**settings)
     named = {}
     for key, tensor in weights.items():
         half, _, rest = key.partition(".")
