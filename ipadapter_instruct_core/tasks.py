@@ -79,7 +79,7 @@ def defaults(task: Task, base: Base) -> TaskDefaults:
     """
     if base is Base.SD3:
         simple = task in SIMPLE_TASKS_ON_SD3
-        return TaskDefaults(0.8, GuidanceMode.SIMPLE if simple else GuidanceMode.THREE_WAY, 6.0, 1.0, 7.0)
+        return TaskDefaults(0.8, GuidanceMode.SIMPLE if simple else GuidanceMode.THREE_WAY, 6.0, 1.0, 6.0)
     sdxl = base is Base.SDXL
     return TaskDefaults(
         weight=round((0.9 if sdxl else 0.8) - (0.2 if task in LOOSE_TASKS else 0.0), 2),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ipadapter_instruct_core.checkpoint import load
 from ipadapter_instruct_core.config import AdapterConfig, Base, Form
+from ipadapter_instruct_core.guidance import Row
 from ipadapter_instruct_core.tasks import Task
 from shards_of_photographs import save_shards
 from tiny_base import NoAdapter, save_open_clip
@@ -21,6 +22,7 @@ from training.features.draws import Draw, Dropped
 from training.features.stored import FeatureSource
 from training.frozen.base import FrozenBase, load_base
 from training.frozen.network import embedding, prepare
+from training.frozen.sampling import Settings
 from training.train import adapter as trained
 from training.train.adapter import TrainedAdapter, losses, start_adapter
 from training.train.batches import collate
@@ -190,6 +192,13 @@ def test_the_loss_falls_and_pictures_are_made(run_folder: Path, studio: Path, ba
         seen = [line[task.value]["loss"] for line in found]
         assert seen[-1] < seen[0] < bare, task
         assert (run_folder / "validation" / "step-00000060" / f"{task.value}.jpg").is_file()
+
+
+def test_the_text_scale_is_the_reference_setting() -> None:
+    """At it the row "everything" cancels, the instruction's scale being the same."""
+    settings = Settings.of_task(Task.COMPOSITION, Base.SD3, 30, None)
+    assert settings.text_scale == 6.0
+    assert settings.coefficients() == {Row.FULL: 6.0, Row.IMAGE: -5.0}
 
 
 def test_the_exported_file_has_the_released_layout(run_folder: Path, tmp_path: Path, base: FrozenBase) -> None:
