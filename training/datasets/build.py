@@ -42,6 +42,7 @@ from training.datasets.splits import choose
 from training.datasets.targets.settings import TargetMaker
 from training.datasets.twins import picture_hash, remove_twins
 from training.files import ranks
+from training.held import defaults_of
 
 logger = logging.getLogger("ipadapter_instruct")
 
@@ -121,7 +122,7 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
         if rank == 0 and config.source.kind == "style":
             _warn_of_bare_styles([item for split in splits.values() for item in split])
     try:
-        claim(config.out, settings)
+        claim(config.out, settings, defaults_of(BuildConfig) | {"source": defaults_of(type(config.source))})
         # All items count, so that a build ends early only when it is sure to fail.
         tally = Tally(config.max_skipped, seen=sum(len(block.items) for block in blocks))
         # Neighbours to one rank, so that few row groups of a table are read by two.

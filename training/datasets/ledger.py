@@ -13,6 +13,7 @@ from training.datasets.sources.builder import Item
 from training.datasets.sources.folders import LeftOut, LeftOutCount
 from training.datasets.splits import SPLITS
 from training.files import sha256, write_json
+from training.held import hold
 
 SETTINGS = "settings.json"
 BLOCKS = "blocks"  # folder with one JSON file a finished shard
@@ -35,41 +36,33 @@ def blocks_of(splits: dict[str, list[Item]], size: int) -> Iterator[Block]:
             yield Block(f"{split}-{number:05d}", split, splits[split][start : start + size])
 
 
-def claim(out: Path, settings: dict[str, Any]) -> None:
+def claim(out: Path, settings: dict[str, Any], defaults: dict[str, Any] = {}) -> None:
     """Write down what decides on the samples, or hold it against what the build in ``out`` was begun with.
 
     While nothing is built there, it may change: a mistyped path comes out only when models are loaded, after this.
+
+    Args:
+        defaults: of the settings, which a build of before they were there is taken to have had.
 
     Raises:
         ValueError: a setting has changed, or the folder holds other shards.
     """
     # Half-written shards (.NAME.tar.…) count, since another rank may be writing them.
     begun = (out / MANIFEST).exists() or any(out.glob("*.tar*")) or any((out / BLOCKS).glob("*.json"))
-    if not begun:
-        (out / BLOCKS).mkdir(parents=True, exist_ok=True)
-        write_json(out / SETTINGS, settings)
-        return
+    path = out / SETTINGS
+    if begun and not path.exists():
+        raise ValueError(f"{out} holds shards that no build was begun with; name an empty folder.")
+    (out / BLOCKS).mkdir(parents=True, exist_ok=True)
+    plan = {PLAN: settings[PLAN]}
+    hold(
+        path, {name: value for name, value in settings.items() if name != PLAN}, "samples built", defaults, begun=begun
+    )
     try:
-        before = _flat(json.loads((out / SETTINGS).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ValueError(f"{out} holds shards that no build was begun with; name an empty folder.") from None
-    now = _flat(settings)
-    changed = [name for name in before | now if before.get(name) != now.get(name)]
-    if changed == [PLAN]:
-        raise ValueError(f"The source has changed since the build in {out} began; build into an empty folder.")
-    if changed:
-        name = changed[0]
+        hold(path, plan, "samples built")
+    except ValueError:
         raise ValueError(
-            f"{out} was begun with {name} = {before.get(name)}, not {now.get(name)}; "
-            "set it back to go on there, or build into an empty folder."
-        )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in settings.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
+            f"The source has changed since the build in {out} began; build into an empty folder."
+        ) from None
 
 
 def plan_hash(splits: dict[str, list[Item]]) -> str:

@@ -184,11 +184,11 @@ def test_a_picture_without_edges_is_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 128}, "was begun with size = 96, not 128; set it back"),
-        ({"seed": 1}, "was begun with seed = 0, not 1"),
-        ({"limit": 5}, "was begun with limit = None, not 5"),
-        ({"samples_per_shard": 7}, "was begun with samples_per_shard = 5, not 7"),
-        ({"prompts": "endpoint"}, "was begun with prompts = source, not endpoint"),
+        ({"size": 128}, "holds samples built with size = 96, not 128; give it as it was"),
+        ({"seed": 1}, "holds samples built with seed = 0, not 1"),
+        ({"limit": 5}, "holds samples built with limit = None, not 5"),
+        ({"samples_per_shard": 7}, "holds samples built with samples_per_shard = 5, not 7"),
+        ({"prompts": "endpoint"}, "holds samples built with prompts = source, not endpoint"),
     ],
 )
 def test_a_changed_setting_is_named(tmp_path, change, message):
@@ -199,6 +199,19 @@ def test_a_changed_setting_is_named(tmp_path, change, message):
         build(source, tmp_path / "out", **change)
     assert files_of(tmp_path / "out") == before
     assert build(source, tmp_path / "out", threads=1, max_skipped=0.5), "these may change"
+
+
+def test_a_build_of_before_a_setting_was_there_goes_on(tmp_path):
+    source = journeydb(tmp_path / "source", 6)
+    build(source, tmp_path / "out")
+    path = tmp_path / "out" / "settings.json"
+    kept = json.loads(path.read_text())
+    del kept["smallest_side"]
+    path.write_text(json.dumps(kept))
+    assert build(source, tmp_path / "out")
+    path.write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match="smallest_side = .*, not 32"):
+        build(source, tmp_path / "out", smallest_side=32)
 
 
 def test_a_wrong_setting_may_be_mended_while_nothing_is_built(tmp_path):
@@ -213,7 +226,7 @@ def test_a_wrong_setting_may_be_mended_while_nothing_is_built(tmp_path):
     for shard in (tmp_path / "out").glob("*.tar"):
         shard.unlink()
     targets["base"] = "other"
-    with pytest.raises(ValueError, match="was begun with source.targets.base = base, not other"):
+    with pytest.raises(ValueError, match="holds samples built with source.targets.base = base, not other"):
         build(source, tmp_path / "out", Turned())  # the shards are noted, if lost
 
 

@@ -72,7 +72,8 @@ def test_the_new_layers_open_at_the_papers_rate(small_world: Path) -> None:
     """Sixty steps at 1e-6 on one batch, from the shipped IPAdapter+, with our eps and with AdamW's usual one.
 
     At this rate the base's gradients by keys and values stay what they are, so it is asked for them once. They are
-    scaled to where the new layers' first gradients are 4e-9, as those of large batches are: four samples' are larger.
+    scaled so that the new layers' first gradients are 4e-9, under the usual eps: four samples' own are larger, and what
+    SD1.5's are nobody knows.
     """
     base = load_base(small_world / "diffusers")
     layers = prepare_unet(base.unet)
