@@ -25,7 +25,7 @@ from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
 
 __all__ = ["card"]
 
-apply_node = importlib.import_module(f"{inside.PACK}.nodes.apply")
+references = importlib.import_module(f"{inside.PACK}.nodes.encode_reference")
 encode_node = importlib.import_module(f"{inside.PACK}.nodes.encode_instruction")
 ROOM = {"weights on the card": (2**40, CARD), "weights offloaded": (2**30, CPU)}  # the host keeps that much free
 HALF = torch.ones(1, 8, 8).tril()
@@ -142,7 +142,7 @@ def open_clip(place: torch.device, tiny_models: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "encoder, combine", [("host_vision", apply_node.CONCATENATE), ("open_clip", apply_node.AVERAGE)]
+    "encoder, combine", [("host_vision", references.CONCATENATE), ("open_clip", references.AVERAGE)]
 )
 def test_encode_and_apply(
     bench: Bench, card: Card, tiny_models: Path, encoder: str, combine: str, request: pytest.FixtureRequest
@@ -155,9 +155,11 @@ def test_encode_and_apply(
         text = vision
     with card:
         card.products_on_cpu = text is bench.clip  # the host reads texts there where it has little room on the card
-        [instruction] = encode_node.EncodeInstruction.execute(adapter, text, "style", "", "", "a cat", "blurry").result
+        instruction, *_ = encode_node.EncodeInstruction.execute(
+            adapter, text, "style", "", "", "a cat", "blurry"
+        ).result
         card.products_on_cpu = False
-        tokens = apply_node._project(adapter, instruction, vision, torch.rand(2, 64, 64, 3), combine)
+        tokens = references.encode_reference(adapter, instruction, vision, torch.rand(2, 64, 64, 3), combine).tokens
     assert {(each.device, each.dtype) for each in tokens.values()} == {(CPU, torch.float32)}
 
 
