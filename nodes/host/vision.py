@@ -28,8 +28,10 @@ def image_tokens(clip_vision: Any, image: Tensor, config: AdapterConfig) -> tupl
     """
     if clip_vision is None:
         raise ValueError("No CLIP vision is connected (the checkpoint holds none); connect Load CLIP Vision.")
+    _check_shape(image)
     # As far as it is read: a view, for there may be hundreds.
-    pixels = crop_extremes(as_rgb(checked_pictures(image).movedim(-1, 1).float()))
+    pixels = crop_extremes(as_rgb(image.movedim(-1, 1).float()))
+    _check_numbers(pixels)
     if isinstance(clip_vision, HostedOpenClip):
         _check_width(clip_vision.model.image_width, config, clip_vision.name)
         encode, encode_zero = _encode_by_open_clip, _encode_zero_by_open_clip
@@ -52,6 +54,12 @@ def checked_pictures(image: Tensor) -> Tensor:
     Raises:
         ValueError: it holds none, or values that are not numbers.
     """
+    _check_shape(image)
+    _check_numbers(image)
+    return image
+
+
+def _check_shape(image: Tensor) -> None:
     if image.numel() == 0:
         raise ValueError(f"The image input holds no picture (its shape is {list(image.shape)}); connect at least one.")
     if image.ndim != 4 or image.shape[-1] == 2:
@@ -59,12 +67,14 @@ def checked_pictures(image: Tensor) -> Tensor:
             f"The image input is of shape {list(image.shape)}, not [batch, height, width, channels] with 1, 3 or 4 "
             "channels; connect the IMAGE of a node such as Load Image."
         )
-    if not torch.isfinite(torch.stack(image.aminmax())).all():  # NaN comes through; no second tensor of that size
+
+
+def _check_numbers(pixels: Tensor) -> None:
+    if not torch.isfinite(torch.stack(pixels.aminmax())).all():  # NaN comes through; no second tensor of that size
         raise ValueError(
             "The image input holds values that are not numbers (NaN or infinite), as from a VAE that overflowed; "
             "connect another picture, or make this one with the VAE in float32."
         )
-    return image
 
 
 def checked_mask(mask: Tensor | None) -> Tensor | None:

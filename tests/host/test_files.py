@@ -33,9 +33,9 @@ folders, vision, text, host_apply, memory = (
     importlib.import_module(f"{inside.PACK}.nodes.host.{name}")
     for name in ("folders", "vision", "text", "apply", "memory")
 )
-apply, encode_instruction, guider, load_model = (
+apply, encode_instruction, references, guider, load_model = (
     importlib.import_module(f"{inside.PACK}.nodes.{name}")
-    for name in ("apply", "encode_instruction", "guider", "load_model")
+    for name in ("apply", "encode_instruction", "encode_reference", "guider", "load_model")
 )
 load_open_clip = importlib.import_module(f"{inside.PACK}.nodes.load_open_clip")
 core_config = importlib.import_module(f"{inside.PACK}.ipadapter_instruct_core.config")
@@ -301,12 +301,12 @@ def test_many_pictures_are_projected_few_at_a_time_as_each_alone(tmp_path: Path,
     generator = torch.Generator().manual_seed(0)
     pictures, nothing = (torch.randn(count, 7, 1280, generator=generator) for count in (21, 1))
     texts = [torch.randn(1, 77, 768, generator=generator) for _ in range(2)]
-    rows = {row: tuple(texts) for row in apply.Row}
+    rows = {row: tuple(texts) for row in references.Row}
     instruction = encode_instruction.EncodedInstruction(None, "", adapter.config, rows)
     sizes: list[int] = []
     adapter.adapter.image_proj.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     with torch.inference_mode():
-        made = apply._project_rows(adapter, instruction, pictures, nothing, combine)[apply.Row.FULL]
+        made = references._project_rows(adapter, instruction, pictures, nothing, combine)[references.Row.FULL]
         assert max(sizes) <= 8
         source = pictures.mean(dim=0, keepdim=True) if combine == "average" else pictures
         each = torch.cat([adapter.adapter.image_proj(picture[None], *texts) for picture in source])
