@@ -226,7 +226,7 @@ def test_each_workflow_has_a_picture_for_the_template_browser() -> None:
     for file in FILES:
         with Image.open(file.with_suffix(".jpg")) as picture:
             assert picture.format == "JPEG"
-            assert min(picture.size) >= 400
+            assert max(picture.size) >= 1280 and min(picture.size) >= 300
             assert np.asarray(picture.convert("L")).std() > 10, "an empty canvas is of one tone"
 
 
