@@ -67,6 +67,8 @@ def test_names_size_pictures_and_words_are_all_that_differs(graphs: dict[str, Gr
         ("LoadImage", "image", f"{condition.name}.png"),
         ("PrimitiveStringMultiline", "value", condition.prompt),
         ("PrimitiveStringMultiline", "value", ""),
+        ("IPAdapterInstructEncode", "prompt", condition.prompt),
+        ("IPAdapterInstructEncode", "negative_prompt", ""),
         ("IPAdapterInstructEncode", "subject", condition.factors.subject),
     }
     assert found >= words
