@@ -28,6 +28,10 @@ class EncodedInstruction:
     config: AdapterConfig
     rows: dict[Row, tuple[Tensor | None, Tensor | None]]
 
+    def texts(self, row: Row, pictures: Tensor) -> list[Tensor | None]:
+        """A row's tokens for each of some pictures [B, N, W], where and in the precision that those are."""
+        return [None if text is None else text.to(pictures).expand(len(pictures), -1, -1) for text in self.rows[row]]
+
 
 class EncodeInstruction(io.ComfyNode):
     @classmethod

@@ -109,9 +109,8 @@ def _project_rows(
     dtype = module_dtype(adapter.adapter)
 
     def tokens(source: Tensor, row: Row) -> Tensor:
-        texts = (text if text is None else text.to(device, dtype) for text in instruction.rows[row])
-        texts = (text if text is None else text.expand(len(source), -1, -1) for text in texts)
-        return adapter.adapter.image_proj(source.to(device, dtype), *texts)
+        placed = source.to(device, dtype)
+        return adapter.adapter.image_proj(placed, *instruction.texts(row, placed))
 
     with torch.inference_mode():
         rows = {row: few_at_a_time(partial(tokens, row=row), nothing if row is Row.UNCOND else pictures) for row in Row}

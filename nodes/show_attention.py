@@ -82,12 +82,10 @@ class ShowAttention(io.ComfyNode):
 
 def looked_at(adapter: HostedAdapter, instruction: EncodedInstruction, tokens: Tensor, difference: bool) -> Tensor:
     """[B, S, S], the attention to each patch of pictures' tokens [B, N, W]; or what it has more than for everything."""
-    device, dtype = adapter.load(), module_dtype(adapter.adapter)
+    placed = tokens.to(adapter.load(), module_dtype(adapter.adapter))
 
     def shares(row: Row) -> Tensor:
-        texts = (text if text is None else text.to(device, dtype) for text in instruction.rows[row])
-        texts = [text if text is None else text.expand(len(tokens), -1, -1) for text in texts]
-        return intermediate(attention_shares(adapter.adapter.image_proj, tokens.to(device, dtype), *texts))
+        return intermediate(attention_shares(adapter.adapter.image_proj, placed, *instruction.texts(row, placed)))
 
     with torch.inference_mode():
         return shares(Row.FULL) - shares(Row.EVERYTHING) if difference else shares(Row.FULL)

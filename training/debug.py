@@ -175,21 +175,22 @@ def save_ip_adapter_plus(path: Path, base: Path, seed: int = 2) -> Path:
     """An IPAdapter+ in a few thousand weights that fits a tiny base."""
     from ipadapter_instruct_core.adapter import Adapter
     from ipadapter_instruct_core.checkpoint import save
-    from ipadapter_instruct_core.config import AdapterConfig, Base
+    from ipadapter_instruct_core.config import AdapterConfig
     from training.frozen.base import load_base
     from training.frozen.unet import cross_attentions
 
+    loaded = load_base(base)
     config = AdapterConfig(
         image_width=OPEN_CLIP["vision_cfg"]["width"],
         width=64,
         heads=1,
         depth=2,
         token_count=4,
-        output_width=WIDTH,
+        output_width=loaded.unet.config.cross_attention_dim,
         instruction_width=None,
         prompt_width=None,
-        layers=tuple(cross_attentions(load_base(base).unet)),
-        base=Base.SD15,
+        layers=tuple(cross_attentions(loaded.unet)),
+        base=loaded.kind,
     )
     torch.manual_seed(seed)
     save(path, Adapter(config))

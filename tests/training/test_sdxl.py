@@ -16,8 +16,9 @@ from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from safetensors.torch import load_file
 from shards_of_photographs import save_shards
-from tiny_base import POOLED, WIDTH, WIDTH_2, NoAdapter, save_open_clip, save_sd15, save_sdxl, save_sdxl_start
+from tiny_base import POOLED, WIDTH, WIDTH_2, NoAdapter, save_open_clip, save_sd15, save_sdxl
 from training.datasets.shards import Tally
+from training.debug import save_ip_adapter_plus
 from training.features.draws import Draw, Dropped
 from training.features.stored import FeatureSource, RawSource, Source, encode_batch
 from training.frozen.base import load_base
@@ -64,7 +65,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     layers = cross_attentions(load_base(folder / "base").unet)
     assert [number for number, _ in layers] == list(range(1, 16, 2))
-    save_sdxl_start(folder / "start.safetensors", folder / "base")
+    save_ip_adapter_plus(folder / "start.safetensors", folder / "base")
     return folder
 
 

@@ -11,8 +11,9 @@ from absent_card import CARD, Card, backward, card
 from accelerate import Accelerator
 from ipadapter_instruct_core.tasks import Task
 from shards_of_photographs import save_shards
-from tiny_base import save_open_clip, save_sdxl, save_sdxl_start
+from tiny_base import save_open_clip, save_sdxl
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from training.debug import save_ip_adapter_plus
 from training.train import loop
 from training.train.log import RunLog
 from training.train.settings import TrainConfig
@@ -75,7 +76,7 @@ def test_a_step_from_features(
 
 def test_a_step_from_pictures_on_sdxl(tmp_path: Path, card: Card, trainer: Callable[..., loop.Trainer]) -> None:
     """With the encoders on the card, the pooled vector and the size numbers, and a frozen model in half precision."""
-    save_sdxl_start(tmp_path / "start.safetensors", save_sdxl(tmp_path / "base"))
+    save_ip_adapter_plus(tmp_path / "start.safetensors", save_sdxl(tmp_path / "base"))
     raw = {
         "features": None,
         "data": [save_shards(tmp_path / "data", Task.STYLE)],

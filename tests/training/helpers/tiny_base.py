@@ -6,14 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from ipadapter_instruct_core.adapter import Adapter
-from ipadapter_instruct_core.checkpoint import save
-from ipadapter_instruct_core.config import AdapterConfig, Base
 from training.debug import OPEN_CLIP, WIDTH, autoencoder, save_open_clip, save_sd15, text_encoder, unet_settings
-from training.frozen.base import clip_tokenizer, load_base
-from training.frozen.unet import cross_attentions
+from training.frozen.base import clip_tokenizer
 
-__all__ = ["NoAdapter", "OPEN_CLIP", "WIDTH", "save_open_clip", "save_sd15", "save_sdxl", "save_sdxl_start"]
+__all__ = ["NoAdapter", "OPEN_CLIP", "WIDTH", "save_open_clip", "save_sd15", "save_sdxl"]
 WIDTH_2, POOLED = 48, 40  # of SDXL's second encoder
 
 
@@ -44,25 +40,6 @@ def save_sdxl(folder: Path, seed: int = 0) -> Path:
     )
     pipe.save_pretrained(folder)
     return folder
-
-
-def save_sdxl_start(path: Path, base: Path, seed: int = 2) -> Path:
-    """An IPAdapter+ that fits a tiny SDXL."""
-    config = AdapterConfig(
-        image_width=OPEN_CLIP["vision_cfg"]["width"],
-        width=64,
-        heads=1,
-        depth=2,
-        token_count=4,
-        output_width=WIDTH + WIDTH_2,
-        instruction_width=None,
-        prompt_width=None,
-        layers=tuple(cross_attentions(load_base(base).unet)),
-        base=Base.SDXL,
-    )
-    torch.manual_seed(seed)
-    save(path, Adapter(config))
-    return path
 
 
 class NoAdapter(torch.nn.Module):
