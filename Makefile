@@ -7,13 +7,13 @@ HOST ?=
 .PHONY: setup demo test bench lint
 
 setup:
-	@$(PYTHON) -m tools.install $(if $(HOST),--host "$(HOST)")
+	@$(PYTHON) -m tools.setup.install $(if $(HOST),--host "$(HOST)")
 
 demo: setup
-	@MODELS="$(MODELS)" $(VENV_PYTHON) -m tools.demo
+	@MODELS="$(MODELS)" $(VENV_PYTHON) -m tools.demo.run
 
 test: setup
-	@HOST="$(HOST)" $(or $(COMFYUI_PYTHON),$(if $(HOST),$(PYTHON),$(VENV_PYTHON))) tools/run_tests.py
+	@HOST="$(HOST)" $(or $(COMFYUI_PYTHON),$(if $(HOST),$(PYTHON),$(VENV_PYTHON))) tools/setup/run_tests.py
 
 bench: setup
 	@$(VENV_PYTHON) -m benchmarks

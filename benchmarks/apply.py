@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tools.strided_weights import strided_weights
-from tools.tiny_models import clip_gain
-from tools.tiny_shapes import clip_vision_shapes
+from tools.tiny.models import clip_gain
+from tools.tiny.shapes import clip_vision_shapes
+from tools.tiny.strided_weights import strided_weights
 
 from . import host, popular
 from .report import Result, parser, results_table, write

@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from tools import tiny_sd3
-from tools.strided_weights import strided_weights
-from tools.tiny_adapter_shapes import projector_shapes
-from tools.tiny_models import adapter_gain, checkpoint, unet_gain
-from tools.tiny_shapes import FULL_UNET, TEXT
+from tools.tiny import sd3 as tiny_sd3
+from tools.tiny.adapter_shapes import projector_shapes
+from tools.tiny.models import adapter_gain, checkpoint, unet_gain
+from tools.tiny.shapes import FULL_UNET, TEXT
+from tools.tiny.strided_weights import strided_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = 5.0

@@ -28,7 +28,7 @@ async def load(folder: str) -> float:
 def main() -> None:
     inside = host.prepare()
     import torch
-    from tools.torchvision_cpu import ensure_torchvision_imports
+    from tools.setup.torchvision_cpu import ensure_torchvision_imports
 
     ensure_torchvision_imports()
     import comfy.cli_args

@@ -38,9 +38,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 for package in ("tools", "ipadapter_instruct_core", "training"):
     _load_package(package)
 
-from tools.comfy_server import ComfyServer  # noqa: E402
-from tools.tiny_models import make_tiny_models  # noqa: E402
-from tools.torchvision_cpu import ensure_torchvision_imports  # noqa: E402
+from tools.host.server import ComfyServer  # noqa: E402
+from tools.setup.torchvision_cpu import ensure_torchvision_imports  # noqa: E402
+from tools.tiny.models import make_tiny_models  # noqa: E402
 
 ensure_torchvision_imports()
 

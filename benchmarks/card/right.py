@@ -86,7 +86,7 @@ def guidance(part: Part, models: Path) -> None:
 
 def made_bench(models: Path, dtype: torch.dtype) -> Any:
     import bench
-    from tools.tiny_models import TINY_NAMES
+    from tools.tiny.models import TINY_NAMES
 
     checkpoint = TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"]
     return bench.Bench(models, checkpoint, TINY_NAMES["ip-adapter-instruct-sd15.bin"], dtype)
@@ -188,7 +188,7 @@ def main() -> None:
     part = from_command_line(__doc__)
     host.start()
     sys.path += [str(host.ROOT / "tests" / name) for name in ("host", "assets")]  # as the tests' own paths are
-    from tools.tiny_models import make_tiny_models
+    from tools.tiny.models import make_tiny_models
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         models = make_tiny_models(Path(folder))

@@ -78,7 +78,7 @@ def runs(part: Part, folder: Path) -> None:
 
     make(folder / "debug")
     for verb, config in (("build", BuildConfig), ("encode", EncodeConfig)):
-        read = tomllib.loads((CONFIGS / f"debug_{verb}.toml").read_text())
+        read = tomllib.loads((CONFIGS / verb / "debug.toml").read_text())
         with contextlib.chdir(folder):
             {"build": build, "encode": encode}[verb](config(**read))
     names = ("one", "killed") if part.small else ("one", "again", "killed")  # on a processor all runs agree
@@ -110,7 +110,7 @@ def run(part: Part, folder: Path, name: str, launcher: tuple[str, ...] = (), **p
     place = "--cpu" if not part.on_card else "--no-cpu"
     steps = ("--steps", STEPS_OF_RUN, "--checkpoint-every", EVERY, "--keep", STEPS_OF_RUN, "--log-every", EVERY)
     options = (*steps, "--out", name, place, "--validation.every", 0, "--trackers")
-    arguments = [sys.executable, *launcher, "-m", "training", "train", CONFIGS / "debug.toml", *options]
+    arguments = [sys.executable, *launcher, "-m", "training", "train", CONFIGS / "train" / "debug.toml", *options]
     known = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": known, "OMP_NUM_THREADS": "1"}
     if launcher and part.on_card:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tools.comfy_page import ComfyPage, comfy_page
-from tools.comfy_server import ComfyServer
+from tools.host.page import ComfyPage, comfy_page
+from tools.host.server import ComfyServer
 
 
 @pytest.fixture(scope="module")

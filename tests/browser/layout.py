@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from tools.comfy_page import ComfyPage
-from tools.workflows import WORKFLOWS
+from tools.host.page import ComfyPage
+from tools.workflows.shipped import WORKFLOWS
 
 FILES = sorted(WORKFLOWS.glob("*.json"))
 each_workflow = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

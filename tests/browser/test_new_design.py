@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from layout import FILES, assert_nothing_overlaps, each_workflow
-from tools.comfy_page import ComfyPage
-from tools.comfy_server import ComfyServer
-from tools.hint_pictures import INPUTS
-from tools.tiny_models import with_tiny_names
+from tools.host.page import ComfyPage
+from tools.host.server import ComfyServer
+from tools.tiny.models import with_tiny_names
+from tools.workflows.hint_pictures import INPUTS
 
 NEW_DESIGN = "Comfy.VueNodes.Enabled"
 # Earlier pages have it as an experiment: 1.42 draws all nodes taller than 1.49 does, 1.32 moves them off their places.

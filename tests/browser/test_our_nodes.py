@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from tools.comfy_page import ComfyPage
-from tools.comfy_server import ComfyServer
-from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
-from tools.workflow_canvas import Canvas, Json
+from tools.host.page import ComfyPage
+from tools.host.server import ComfyServer
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
+from tools.workflows.canvas import Canvas, Json
 
 CLEARLY = 2 / 255  # mean difference of pixels that no rounding explains
 PATIENCE_S = 300  # on two cores that others use as well

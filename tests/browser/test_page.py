@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tools.comfy_page import ComfyPage
-from tools.comfy_server import ComfyServer
-from tools.graphs import text_to_image
-from tools.tiny_models import MIN_CHECKPOINT
+from tools.host.graphs import text_to_image
+from tools.host.page import ComfyPage
+from tools.host.server import ComfyServer
+from tools.tiny.models import MIN_CHECKPOINT
 
 # Below the corner in which newer pages tell of errors, such as a default graph whose checkpoint is missing.
 PLACES = {

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from layout import FILES, assert_nothing_overlaps, each_workflow
 from PIL import Image
-from tools.comfy_page import ComfyPage
-from tools.comfy_server import ComfyServer
-from tools.tiny_models import with_tiny_names
-from tools.workflow_canvas import OUR_ID
-from tools.workflow_files import ADAPTER, CHECKPOINT, SCRIBBLE_NET, VISION
-from tools.workflows import FIVE_TASKS, GRAPHS, INPUTS, WORKFLOWS, build
+from tools.host.page import ComfyPage
+from tools.host.server import ComfyServer
+from tools.tiny.models import with_tiny_names
+from tools.workflows.canvas import OUR_ID
+from tools.workflows.files import ADAPTER, CHECKPOINT, SCRIBBLE_NET, VISION
+from tools.workflows.shipped import FIVE_TASKS, GRAPHS, INPUTS, WORKFLOWS, build
 
 ROOT = WORKFLOWS.parent
 # Small and repeatable; the graph itself stays the shipped one.
@@ -80,7 +80,7 @@ def test_the_files_are_what_the_builder_writes(server: ComfyServer) -> None:
     built = build(server.object_info())
     assert {file.stem for file in FILES} == set(built) == set(GRAPHS)
     for file in FILES:
-        assert read(file) == built[file.stem], f"{file.name} is out of date: run `python -m tools.workflows`"
+        assert read(file) == built[file.stem], f"{file.name} is out of date: run `python -m tools.workflows.shipped`"
 
 
 @each_workflow

@@ -15,9 +15,9 @@ import torch
 from ipadapter_instruct_core import checkpoint
 from safetensors.torch import save_file
 from small_adapters import RELEASED, random_adapter
-from tools.tiny_models import checkpoint as tiny_checkpoint
-from tools.tiny_models import lora
-from tools.tiny_shapes import MIN_UNET, Shapes, clip_text_shapes, clip_vision_shapes, controlnet_shapes
+from tools.tiny.models import checkpoint as tiny_checkpoint
+from tools.tiny.models import lora
+from tools.tiny.shapes import MIN_UNET, Shapes, clip_text_shapes, clip_vision_shapes, controlnet_shapes
 
 STACK_TRACE_WORDS = ("Traceback", "Error(", "size mismatch", "NoneType", "index", "tuple", "unpack", "invalid literal")
 Write = Callable[[Path], Any]

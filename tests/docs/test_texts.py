@@ -18,7 +18,7 @@ from ipadapter_instruct_core.config import Base
 from ipadapter_instruct_core.curves import Curve
 from ipadapter_instruct_core.tasks import GuidanceMode, Task, defaults, phrase
 from PIL import Image
-from tools.comfy_server import PACK_NAME, ComfyServer
+from tools.host.server import PACK_NAME, ComfyServer
 
 ROOT = inside.ROOT
 DOCS = ROOT / "web" / "docs"

@@ -6,7 +6,7 @@ from pathlib import Path
 import inside
 import pytest
 import torch
-from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
 
 inside.start()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tools.torchvision_cpu import ensure_torchvision_imports
+from tools.setup.torchvision_cpu import ensure_torchvision_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(os.environ.get("COMFYUI_DIR", ROOT / ".host" / "ComfyUI"))

@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 import numpy as np
-from tools.comfy_server import ComfyServer
-from tools.graphs import Graph, node, rewired
-from tools.tiny_models import MIN_ADAPTER, TINY_NAMES
+from tools.host.graphs import Graph, node, rewired
+from tools.host.server import ComfyServer
+from tools.tiny.models import MIN_ADAPTER, TINY_NAMES
 
 VISION = TINY_NAMES["CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors"]
 CLEARLY = 2 / 255  # mean difference of pixels that no rounding explains

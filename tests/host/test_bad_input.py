@@ -14,11 +14,10 @@ import pytest
 import torch
 from pictures import CLEARLY, distance, failure, one
 from PIL import Image
-from tools.comfy_server import ComfyError, ComfyServer
-from tools.graphs import Graph, node, rewired, text_to_image
-from tools.strided_weights import strided_weights
-from tools.tiny_adapter_shapes import projector_shapes
-from tools.tiny_models import (
+from tools.host.graphs import Graph, node, rewired, text_to_image
+from tools.host.server import ComfyError, ComfyServer
+from tools.tiny.adapter_shapes import projector_shapes
+from tools.tiny.models import (
     MIN_ADAPTER,
     MIN_CHECKPOINT,
     MIN_PAPER_ADAPTER,
@@ -27,7 +26,8 @@ from tools.tiny_models import (
     clip_gain,
     lora,
 )
-from tools.tiny_shapes import Shapes, clip_vision_shapes
+from tools.tiny.shapes import Shapes, clip_vision_shapes
+from tools.tiny.strided_weights import strided_weights
 
 FULL_CHECKPOINT = TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"]
 FAILS = pytest.mark.usefixtures("the_host_goes_on")

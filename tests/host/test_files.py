@@ -14,7 +14,7 @@ import pytest
 import torch
 from ipadapter_instruct_core.encoders import preprocess
 from safetensors.torch import save_file
-from tools.tiny_models import MIN_ADAPTER, make_tiny_models
+from tools.tiny.models import MIN_ADAPTER, make_tiny_models
 
 inside.start()
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from pictures import CLEARLY, adapted, distance, failure, one
 from safetensors.torch import load_file, save_file
-from tools.comfy_server import ComfyError, ComfyServer
-from tools.graphs import Graph, node, rewired, text_to_image
-from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, MIN_PAPER_ADAPTER
+from tools.host.graphs import Graph, node, rewired, text_to_image
+from tools.host.server import ComfyError, ComfyServer
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, MIN_PAPER_ADAPTER
 
 FOLDER = "ipadapter_instruct_references"
 LOADED = {"instruction", "clip_vision", "image"}  # what a reference stands for

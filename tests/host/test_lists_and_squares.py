@@ -13,9 +13,9 @@ import torch
 from bench import Bench
 from pictures import CLEARLY, VISION, adapted, distance, failure, one
 from PIL import Image
-from tools.comfy_server import ComfyServer
-from tools.graphs import Graph, node, rewired, text_to_image
-from tools.tiny_models import MIN_CHECKPOINT, MIN_PAPER_ADAPTER
+from tools.host.graphs import Graph, node, rewired, text_to_image
+from tools.host.server import ComfyServer
+from tools.tiny.models import MIN_CHECKPOINT, MIN_PAPER_ADAPTER
 
 TASKS = ["everything", "style", "composition", "object", "face", "colour", "pose", "foreground", "background"]
 CELL, GAP, TIMES = 192, 12, 3  # of a sheet of pictures of 64 pixels

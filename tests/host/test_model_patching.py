@@ -12,7 +12,7 @@ import comfy.model_patcher
 import pytest
 import torch
 from bench import Bench, ThreeWay, assert_differs, assert_same, host_apply, random, run_module, slots, tokens
-from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT
 
 
 def shared_copy(value: Any, memo: Any = None) -> Any:

@@ -15,11 +15,11 @@ import inside
 import numpy as np
 import pytest
 from PIL import Image
-from tools.comfy_server import ComfyServer
-from tools.demo_graphs import api_graph, with_inputs
-from tools.graphs import text_to_image
-from tools.hint_pictures import INPUTS
-from tools.tiny_models import TINY_NAMES, with_tiny_names
+from tools.demo.graphs import api_graph, with_inputs
+from tools.host.graphs import text_to_image
+from tools.host.server import ComfyServer
+from tools.tiny.models import TINY_NAMES, with_tiny_names
+from tools.workflows.hint_pictures import INPUTS
 
 FOLDER = inside.ROOT / "tests" / "assets" / "workflows_0.1.0"
 FILES = sorted(FOLDER.glob("*.json"))

@@ -15,9 +15,9 @@ from ipadapter_instruct_core.config import AdapterConfig, InstructionEncoder
 from ipadapter_instruct_core.encoders import OpenClip
 from pictures import CLEARLY, adapted, distance, one
 from safetensors.torch import save_file
-from tools.comfy_server import ComfyServer
-from tools.graphs import node, rewired, text_to_image, with_controlnet, with_lora
-from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, MIN_PAPER_ADAPTER, TINY_NAMES
+from tools.host.graphs import node, rewired, text_to_image, with_controlnet, with_lora
+from tools.host.server import ComfyServer
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, MIN_PAPER_ADAPTER, TINY_NAMES
 
 FULL_CHECKPOINT = TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"]
 FULL_ADAPTER = TINY_NAMES["ip-adapter-instruct-sd15.bin"]

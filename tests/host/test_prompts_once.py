@@ -11,7 +11,7 @@ import pytest
 import torch
 from bench import Bench
 from safetensors.torch import save_file
-from tools.tiny_models import TINY_NAMES
+from tools.tiny.models import TINY_NAMES
 
 import nodes as host_nodes
 

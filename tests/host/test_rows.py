@@ -142,7 +142,7 @@ def test_conditioning_hooks(full_bench: Bench, tiny_models: Path) -> None:
     """A LoRA hooked to the positive prompt only: rows run apart, each with its own tokens."""
     import comfy.hooks
     import comfy.utils
-    from tools.tiny_models import TINY_NAMES
+    from tools.tiny.models import TINY_NAMES
 
     bench = full_bench
     lora = comfy.utils.load_torch_file(str(tiny_models / "loras" / TINY_NAMES["pixel_art_style_sd15.safetensors"]))

@@ -27,8 +27,8 @@ from bench import (
     slots,
     tokens,
 )
-from tools.tiny_models import sd3_checkpoint
-from tools.tiny_sd3 import WIDTH, controlnet
+from tools.tiny.models import sd3_checkpoint
+from tools.tiny.sd3 import WIDTH, controlnet
 
 SCALES = ThreeWay(instruct_scale=2.0, image_scale=1.5)
 CFG = 6.0
@@ -347,7 +347,7 @@ def test_fp8_base(bench: Sd3Bench) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_adapter_on_a_float_model(tiny_models: Any, bench: Sd3Bench, dtype: torch.dtype) -> None:
-    from tools.tiny_models import TINY_NAMES
+    from tools.tiny.models import TINY_NAMES
 
     names = (TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"], "ip-adapter-instruct-sd3.bin")
     other = Sd3Bench(tiny_models, *names, torch.float32)

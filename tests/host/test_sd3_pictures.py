@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from pictures import CLEARLY, adapted, distance, failure, one
-from tools.comfy_server import ComfyServer
-from tools.graphs import Graph, node, rewired, text_to_image, with_controlnet
-from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES, sd3_checkpoint
-from tools.tiny_sd3 import adapter as sd3_adapter
+from tools.host.graphs import Graph, node, rewired, text_to_image, with_controlnet
+from tools.host.server import ComfyServer
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES, sd3_checkpoint
+from tools.tiny.sd3 import adapter as sd3_adapter
 
 CHECKPOINT = TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"]
 ADAPTER = TINY_NAMES["ip-adapter-instruct-sd3.bin"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pictures import CLEARLY, distance, one
-from tools.comfy_server import ComfyError, ComfyServer
-from tools.graphs import node, rewired, text_to_image, with_controlnet, with_lora
-from tools.tiny_models import MIN_CHECKPOINT, TINY_NAMES
+from tools.host.graphs import node, rewired, text_to_image, with_controlnet, with_lora
+from tools.host.server import ComfyError, ComfyServer
+from tools.tiny.models import MIN_CHECKPOINT, TINY_NAMES
 
 FULL_CHECKPOINT = TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"]
 BOTH = pytest.mark.parametrize("checkpoint", [MIN_CHECKPOINT, FULL_CHECKPOINT])

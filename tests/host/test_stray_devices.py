@@ -21,7 +21,7 @@ import pytest
 import torch
 from absent_card import CARD, CPU, Card, card
 from bench import Bench, Row, Sd3Bench, ThreeWay, host_memory, inside, random
-from tools.tiny_models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
 
 __all__ = ["card"]
 

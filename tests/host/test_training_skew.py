@@ -15,8 +15,8 @@ from bench import Bench, Row, host_memory, random
 from PIL import Image, ImageOps
 from reference_vectors import relative_error
 from through import PROMPT, Through, loaded_picture
-from tools.tiny_models import TINY_NAMES
-from tools.tiny_shapes import FULL_UNET
+from tools.tiny.models import TINY_NAMES
+from tools.tiny.shapes import FULL_UNET
 
 sys.path.append(str(Path(__file__).parents[1] / "training" / "helpers"))  # diffusers_twin.py, tiny_base.py
 

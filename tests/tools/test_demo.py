@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tools import contact_sheet as layout
-from tools.contact_sheet import Cell, Row, contact_sheet
-from tools.demo_graphs import (
+from tools.demo import contact_sheet as layout
+from tools.demo.contact_sheet import Cell, Row, contact_sheet
+from tools.demo.graphs import (
     Picture,
     api_graph,
     read_workflow,
@@ -24,11 +24,11 @@ from tools.demo_graphs import (
     with_inputs,
     without_adapter,
 )
-from tools.demo_models import CONTEXT_KEY, LATENT_KEY, needed_files, real_names
-from tools.demo_released import COMBINED, TASKS, plain_cell, planned, sheet, task_label
-from tools.graphs import Graph, node, text_to_image
-from tools.hint_pictures import INPUTS
-from tools.tiny_models import TINY_NAMES
+from tools.demo.models import CONTEXT_KEY, LATENT_KEY, needed_files, real_names
+from tools.demo.released import COMBINED, TASKS, plain_cell, planned, sheet, task_label
+from tools.host.graphs import Graph, node, text_to_image
+from tools.tiny.models import TINY_NAMES
+from tools.workflows.hint_pictures import INPUTS
 
 ROOT = Path(__file__).resolve().parents[2]
 RED, BLUE = (200, 30, 40), (20, 60, 210)
@@ -229,7 +229,7 @@ def test_a_wrong_models_path_is_one_sentence_and_ends_with_1(tmp_path: Path, mad
     (tmp_path / made).mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "MODELS": str(tmp_path)}
     ended = subprocess.run(
-        [sys.executable, "-m", "tools.demo"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "tools.demo.run"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
     )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert len(ended.stderr.splitlines()) == 1

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tools import demo_miniature
-from tools.comfy_server import ComfyServer
-from tools.contact_sheet import CELL
-from tools.demo_graphs import api_graph, read_workflow
-from tools.demo_miniature import (
+from tools.demo import miniature
+from tools.demo.contact_sheet import CELL
+from tools.demo.graphs import api_graph, read_workflow
+from tools.demo.miniature import (
     CONDITIONS,
     DRAWN,
     DRAWN_PROMPT,
@@ -26,10 +25,11 @@ from tools.demo_miniature import (
     planned,
     sheet,
 )
-from tools.demo_models import needed_files
-from tools.graphs import Graph
-from tools.hint_pictures import SCRIBBLE
-from tools.tiny_models import TINY_NAMES
+from tools.demo.models import needed_files
+from tools.host.graphs import Graph
+from tools.host.server import ComfyServer
+from tools.tiny.models import TINY_NAMES
+from tools.workflows.hint_pictures import SCRIBBLE
 from training.miniature.expand.write import write_models
 from training.miniature.world.words import encode, vocabulary
 
@@ -89,8 +89,8 @@ def test_a_real_comfyui_runs_the_graphs(
     server: ComfyServer, graphs: dict[str, Graph], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With tiny random models under the miniature's names; a row and both combinations."""
-    monkeypatch.setattr(demo_miniature, "FILE_NAMES", TINY_NAMES)
-    monkeypatch.setitem(demo_miniature.SETTINGS, "KSampler", {"steps": 2})
+    monkeypatch.setattr(miniature, "FILE_NAMES", TINY_NAMES)
+    monkeypatch.setitem(miniature.SETTINGS, "KSampler", {"steps": 2})
     shown: dict[str, Any] = {f"{condition.name}.png": condition.picture for condition in CONDITIONS[:2]}
     for name, picture in {**shown, SCRIBBLE: drawing()}.items():
         picture.save(tmp_path / name)

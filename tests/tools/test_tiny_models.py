@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tools.tiny_models import TINY_NAMES, adapter, checkpoint, make_tiny_models, with_tiny_names
-from tools.tiny_shapes import FULL_UNET, MIN_UNET, UNetLayout
+from tools.tiny.models import TINY_NAMES, adapter, checkpoint, make_tiny_models, with_tiny_names
+from tools.tiny.shapes import FULL_UNET, MIN_UNET, UNetLayout
 
 
 def test_all_files_together_stay_small(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from ipadapter_instruct_core.checkpoint import load, save
 from ipadapter_instruct_core.config import AdapterConfig
 from sources import jpeg, make_coco, make_journeydb, photograph
 from tiny_base import OPEN_CLIP, save_open_clip
-from tools.comfy_server import ComfyServer
-from tools.graphs import node, text_to_image
-from tools.tiny_models import MIN_CHECKPOINT
-from tools.tiny_shapes import MIN_UNET
+from tools.host.graphs import node, text_to_image
+from tools.host.server import ComfyServer
+from tools.tiny.models import MIN_CHECKPOINT
+from tools.tiny.shapes import MIN_UNET
 from training.frozen.base import load_base
 from training.frozen.unet import cross_attentions
 

@@ -22,7 +22,7 @@ from training.cli.verbs import VERBS, read_config
 from training.train import checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
-CONFIGS = sorted((ROOT / "training" / "configs").glob("*.toml"))
+CONFIGS = sorted((ROOT / "training" / "configs").rglob("*.toml"))
 MINIATURE = sorted((ROOT / "training" / "miniature" / "configs").glob("*.toml"))
 PAPERS_TASKS = ["everything", "style", "object", "composition", "face"]
 
@@ -39,14 +39,14 @@ def settings(name: str, folder: str = "training/configs"):
     return read_config(verb, [str(ROOT / command[-1])])[0]
 
 
-def single_task(task: str, folder: str = "training/configs"):
+def single_task(task: str, folder: str = "training/configs/train"):
     """The options that the head of ablation.toml gives, for one task."""
     path = ROOT / folder / "ablation.toml"
     options = re.search(r"--tasks style=1 --out \S+style\b", " ".join(head_of(path)))[0]
     return read_config("train", [str(path), *options.replace("style", task).split()])[0]
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, *MINIATURE], ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+@pytest.mark.parametrize("config", [*CONFIGS, *MINIATURE], ids=lambda path: "-".join(path.with_suffix("").parts[-3:]))
 def test_a_config_says_how_it_is_run_and_parses(config: Path) -> None:
     head = head_of(config)
     command = shlex.split(head[0])
@@ -56,10 +56,8 @@ def test_a_config_says_how_it_is_run_and_parses(config: Path) -> None:
     parsed, _ = read_config(verb, [str(config)])
     texts = [value for value in _leaves(tomllib.loads(config.read_text())) if isinstance(value, str)]
     assert not any(text.startswith(("/", "~", ".")) for text in texts), "a path of somebody's machine"
-    if (
-        config.stem not in ("encode", "evaluate", "figures", "main", "released_sd15", "debug", "debug_sd3", "walk")
-        and verb == "train"
-    ):
+    assert config.parent.name in ("configs", {"figures": "evaluate"}.get(verb, verb))
+    if config.stem not in ("debug", "debug_sd3", "walk") and verb == "train":
         assert parsed.out.name == config.stem, "two configs would share a run"
 
 
@@ -69,7 +67,7 @@ def _leaves(value: object) -> list[object]:
 
 
 def test_the_main_model_is_trained_as_in_the_paper() -> None:
-    main = settings("main")  # Sec. 3.5
+    main = settings("train/main")  # Sec. 3.5
     assert (main.batch_size, main.learning_rate, main.steps) == (512, 1e-6, 100_000)
     assert main.projector == "paper" and "ip-adapter-plus_sd15" in main.start.name
     assert main.instructions == "bank" and not main.tasks
@@ -79,12 +77,12 @@ def test_the_main_model_is_trained_as_in_the_paper() -> None:
 
 
 def test_the_ablations_differ_from_one_another_in_one_thing_alone() -> None:
-    joint = settings("ablation")  # Sec. 3.5: "a batch size of 64 and a learning rate of 1e-7 for 100000 steps"
+    joint = settings("train/ablation")  # Sec. 3.5: "a batch size of 64 and a learning rate of 1e-7 for 100000 steps"
     assert (joint.batch_size, joint.learning_rate, joint.steps) == (64, 1e-7, 100_000)
-    assert joint.model_copy(update={"out": 0, "batch_size": 0, "learning_rate": 0}) == settings("main").model_copy(
-        update={"out": 0, "batch_size": 0, "learning_rate": 0}
-    )
-    fixed = settings("fixed_instructions")  # Sec. 4.3
+    assert joint.model_copy(update={"out": 0, "batch_size": 0, "learning_rate": 0}) == settings(
+        "train/main"
+    ).model_copy(update={"out": 0, "batch_size": 0, "learning_rate": 0})
+    fixed = settings("train/fixed_instructions")  # Sec. 4.3
     assert fixed.instructions == "fixed"
     assert fixed.model_copy(update={"out": joint.out, "instructions": "bank"}) == joint
     for task in PAPERS_TASKS:  # Sec. 4.2
@@ -97,27 +95,26 @@ def test_the_ablations_differ_from_one_another_in_one_thing_alone() -> None:
     ("name", "limit"), [("replication", 42_000), ("style", 20_000), ("object", 35_000), ("face", 40_000)]
 )
 def test_the_datasets_are_as_large_as_the_papers(name: str, limit: int) -> None:
-    config = settings(f"build_{name}")  # Secs. 3.4 and 4.1
+    config = settings(f"build/{name}")  # Secs. 3.4 and 4.1
     assert (config.limit, config.validation, config.source.kind) == (limit, 1000, name)
 
 
 def test_what_one_config_writes_another_reads() -> None:
-    built = {settings(config.stem).out for config in CONFIGS if config.stem.startswith("build_")} - {Path("data/own")}
-    encode, evaluate, figures = settings("encode"), settings("evaluate"), settings("figures")
+    built = {settings(f"build/{task}").out for task in ("replication", "style", "object", "composition", "face")}
+    encode, evaluate, figures = (settings(name) for name in ("encode/sd15", "evaluate/table", "evaluate/figures"))
     assert built == set(encode.data) == set(evaluate.data)
-    assert settings("main").features == encode.out
-    assert set(figures.runs.values()) <= {settings("ablation").out, *(single_task(task).out for task in PAPERS_TASKS)}
+    assert settings("train/main").features == encode.out
+    assert set(figures.runs.values()) <= {
+        settings("train/ablation").out,
+        *(single_task(task).out for task in PAPERS_TASKS),
+    }
     assert figures.pictures == evaluate.out and {figures.against, *figures.rows} == set(evaluate.rows)
     same = ("base", "image_encoder", "instruction_encoder")
     assert [getattr(encode, name) for name in same] == [getattr(evaluate, name) for name in same]
-    for name in (
-        "released_sd15",
-        "sdxl",
-        "sd3",
-    ):  # their features come from encode.toml with the options in their heads
+    encoding = "training/configs/encode/sd15.toml"
+    for name in ("train/released_sd15", "train/sdxl", "train/sd3"):  # their features: this, with options in their heads
         head, config = " ".join(head_of(ROOT / "training" / "configs" / f"{name}.toml")), settings(name)
-        options = shlex.split(head[head.index("training/configs/encode.toml") :])[1:]
-        changed, _ = read_config("encode", [str(ROOT / "training" / "configs" / "encode.toml"), *options])
+        changed, _ = read_config("encode", [str(ROOT / encoding), *shlex.split(head[head.index(encoding) :])[1:]])
         assert (changed.out, changed.base) == (config.features, config.base)
 
 
@@ -149,12 +146,12 @@ def walk(tmp_path_factory: pytest.TempPathFactory):
         command_line.main()
 
     debug.make(Path("debug"))
-    verb("build", "training/configs/debug_build.toml")
-    verb("encode", "training/configs/debug_encode.toml")
-    verb("train", "training/configs/debug.toml")
+    verb("build", "training/configs/build/debug.toml")
+    verb("encode", "training/configs/encode/debug.toml")
+    verb("train", "training/configs/train/debug.toml")
     verb("export", "--run", "debug/run", "--out", "debug/adapter.safetensors")
-    verb("evaluate", "training/configs/debug_evaluate.toml")
-    verb("figures", "training/configs/debug_figures.toml")
+    verb("evaluate", "training/configs/evaluate/debug_table.toml")
+    verb("figures", "training/configs/evaluate/debug_figures.toml")
     yield folder / "debug", verb
     patch.undo()
 
@@ -188,7 +185,7 @@ def test_the_walk_resumes(walk, caplog: pytest.LogCaptureFixture) -> None:
         assert checkpoints.is_whole(folder / "run" / "checkpoints" / name)
     last.unlink()
     with caplog.at_level("INFO"):
-        verb("train", "training/configs/debug.toml")
+        verb("train", "training/configs/train/debug.toml")
     assert "going on from debug/run/checkpoints/step-00000040" in caplog.text
     after = load_file(last)
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
@@ -213,8 +210,8 @@ def test_the_walk_makes_a_table_and_every_figure(walk) -> None:
 def test_the_walk_has_a_variant_for_sd3(walk) -> None:
     """Of a start that equals the base, to a file in the released layout."""
     folder, verb = walk
-    verb("encode", "training/configs/debug_sd3_encode.toml")
-    verb("train", "training/configs/debug_sd3.toml")
+    verb("encode", "training/configs/encode/debug_sd3.toml")
+    verb("train", "training/configs/train/debug_sd3.toml")
     verb("export", "--run", "debug/run-sd3", "--out", "debug/adapter-sd3.safetensors")
     validation = [json.loads(line) for line in (folder / "run-sd3" / "validation.jsonl").read_text().splitlines()]
     losses = [sum(line[task]["loss"] for task in PAPERS_TASKS) for line in validation]

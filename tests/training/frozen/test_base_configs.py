@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from single_file import autoencoder_state, clip_state, open_clip_state, unet_key, unet_state
-from tools.tiny_shapes import FULL_UNET, clip_text_shapes, unet_shapes
+from tools.tiny.shapes import FULL_UNET, clip_text_shapes, unet_shapes
 from training.frozen.base import BASE_CONFIGS
 from training.frozen.base_files import _schedule
 from training.frozen.unet import cross_attentions

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tools.tiny_models import checkpoint, sd3_checkpoint
-from tools.tiny_sd3 import BLOCKS, LATENT, LATENT_SCALE, LATENT_SHIFT, POOLED, WIDTH
-from tools.tiny_shapes import CHANNELS, TEXT, UNetLayout
+from tools.tiny.models import checkpoint, sd3_checkpoint
+from tools.tiny.sd3 import BLOCKS, LATENT, LATENT_SCALE, LATENT_SHIFT, POOLED, WIDTH
+from tools.tiny.shapes import CHANNELS, TEXT, UNetLayout
 from training.debug import t5_encoder, t5_tokenizer, text_encoder
 from training.frozen.base import clip_tokenizer
 
 
 def save_twin(folder: Path, layout: UNetLayout, seed: int) -> Path:
-    """`tools.tiny_models.checkpoint(layout, seed)` as a StableDiffusionPipeline's folder."""
+    """`tools.tiny.models.checkpoint(layout, seed)` as a StableDiffusionPipeline's folder."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     weights = {key: tensor.clone() for key, tensor in checkpoint(layout, seed).items()}
@@ -34,10 +34,10 @@ def save_twin(folder: Path, layout: UNetLayout, seed: int) -> Path:
 
 
 def save_sd3_twin(folder: Path, seed: int) -> Path:
-    """`tools.tiny_models.sd3_checkpoint(seed)` as a StableDiffusion3Pipeline's folder; the text encoders that it lacks
+    """`tools.tiny.models.sd3_checkpoint(seed)` as a StableDiffusion3Pipeline's folder; the text encoders that it lacks
     are of other weights."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-    from tools.tiny_sd3 import TEXT as T5_WIDTH
+    from tools.tiny.sd3 import TEXT as T5_WIDTH
     from transformers import CLIPTextModelWithProjection
 
     weights = {key: tensor.clone() for key, tensor in sd3_checkpoint(seed).items()}

@@ -1,0 +1,1 @@
+"""Tiny models with the real layouts and random weights."""

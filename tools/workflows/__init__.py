@@ -1,0 +1,1 @@
+"""The workflows that the pack ships, written from the host's own schemas."""
