@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -41,16 +40,14 @@ def features(workshop: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped miniature as `train` reads it: ``diffusers``, ``open_clip``, ``plain.safetensors``, ``features``."""
+    """The shipped miniature as `train` reads it, ``features`` of 40 pictures a task too."""
     from training.features import encode
     from training.instructions import load_bank
     from training.miniature.expand import write
-    from training.miniature.models.weights import FOLDER
     from training.miniature.world import samples
 
     folder = tmp_path_factory.mktemp("small-world")
     write.run(write.ExpandConfig(folder, training=True))
-    shutil.copy(FOLDER / "adapter-plain.safetensors", folder / "plain.safetensors")
     samples.run(samples.BuildConfig(out=folder / "data", count=40, validation=20))
     clip = folder / "open_clip" / "miniature-clip.safetensors"
     models = {"base": folder / "diffusers", "image_encoder": clip, "instruction_encoder": str(clip)}

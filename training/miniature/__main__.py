@@ -14,6 +14,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "base": ("models.train_base", "BaseConfig", "train the text-to-image model"),
     "controlnet": ("models.controlnet", "ControlNetConfig", "train the scribble ControlNet"),
     "lora": ("models.lora", "LoraConfig", "train the style LoRA"),
+    "keep": ("models.weights", "KeepConfig", "round weights to eight bits and ship them"),
     "start": ("models.start", "StartConfig", "write the random IPAdapter+ from which the first adapter is trained"),
     "evaluate-base": (
         "judged.evaluate_base",

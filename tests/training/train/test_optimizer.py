@@ -85,7 +85,7 @@ def test_the_new_layers_open_at_the_papers_rate(small_world: Path) -> None:
     phrases = [source.instructions[task][0].float().expand_as(states[1]) for task in ("style", "composition")]
     changes = {}
     for eps in (TrainConfig.model_fields["adam_eps"].default, 1e-8):
-        start = small_world / "plain.safetensors"
+        start = small_world / "adapter-plain.safetensors"
         adapter = start_adapter(start, "paper", state_widths(source, None), layers, base.kind, OPEN_CLIP, seed=0)
         model = TrainedAdapter(adapter)
         given = Given(model(*states))

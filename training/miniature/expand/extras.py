@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from training.miniature.expand.layouts import CHANNEL_COPIES, TEXT_COPIES, State, wide_unet, widen, write_half
 from training.miniature.models import weights
@@ -58,6 +57,5 @@ def write_controlnet(folder: Path) -> Path:
 def write_lora(folder: Path) -> Path:
     """``loras/miniature-STYLE.safetensors``, the style being woodcut as shipped, under a folder of models."""
     state = wide_lora(weights.read("lora"))
-    with safe_open(weights.FOLDER / "lora.safetensors", "pt") as file:
-        style = json.loads(file.metadata()["settings"])["style"]
+    style = json.loads(weights.about("lora")["settings"])["style"]
     return write_half(state, folder / "loras" / f"miniature-{style}.safetensors")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from ipadapter_instruct_core import checkpoint as checkpoint_file
 from torch import Tensor
 from training.miniature.models import autoencoder
 from training.miniature.models.base import TEXT_LAYERS, TextToImage
@@ -146,8 +146,8 @@ def checkpoint(model: TextToImage, coder: autoencoder.Autoencoder) -> State:
     return {prefix + key: tensor for prefix, state in parts.items() for key, tensor in state.items()}
 
 
-def write_half(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
+def write_half(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = {}) -> Path:
     """Weights as a file in half precision; single numbers, such as a LoRA's alpha, stay as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: (t if t.ndim == 0 else t.half()).contiguous() for key, t in state.items()}, path, metadata)
+    checkpoint_file.write(path, {key: t if t.ndim == 0 else t.half() for key, t in state.items()}, metadata)
     return path

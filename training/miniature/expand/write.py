@@ -11,17 +11,18 @@ from pathlib import Path
 from torch import Tensor
 from training.miniature.expand.extras import write_controlnet, write_lora
 from training.miniature.expand.layouts import State, all_words, checkpoint, wide_adapter, write_half
-from training.miniature.models import autoencoder, base, clip
+from training.miniature.models import autoencoder, base, clip, weights
 from training.miniature.models.base import TextToImage
-from training.miniature.models.weights import read
+
+ADAPTERS = {"adapter": "miniature", "adapter-plain": "miniature-plain"}  # shipped weights: their name in ComfyUI
 
 
 @dataclass
 class ExpandConfig:
     """Attributes:
     out: folder for the models.
-    training: write what `python -m training` reads, which needs no adapter yet: ``diffusers/``, the narrow base, and
-        ``open_clip/``; in place of a models folder of ComfyUI.
+    training: write what `python -m training` reads: ``diffusers/``, the narrow base, ``open_clip/``, and those of the
+        adapters that are there; in place of a models folder of ComfyUI.
     """
 
     out: Path = Path("runs/miniature/expanded")
@@ -33,6 +34,7 @@ def run(config: ExpandConfig) -> None:
         print(write_models(config.out))
         return
     print(write_clip(config.out / "open_clip"), write_folder(config.out / "diffusers"), sep="\n")
+    print(*write_narrow_adapters(config.out), sep="\n")
 
 
 def write_models(folder: Path) -> Path:
@@ -43,12 +45,22 @@ def write_models(folder: Path) -> Path:
     """
     write_half(checkpoint(base.load(), autoencoder.load()), folder / "checkpoints" / "miniature.safetensors")
     write_clip(folder / "clip_vision")
-    for name, file in {"adapter": "miniature", "adapter-plain": "miniature-plain"}.items():
-        about = {"base": "sd15", "instruction_encoder": "open_clip"}
-        write_half(wide_adapter(read(name)), folder / "ipadapter_instruct" / f"{file}.safetensors", about)
+    write_adapters(folder / "ipadapter_instruct")
     write_controlnet(folder)
     write_lora(folder)
     return folder
+
+
+def write_adapters(folder: Path) -> None:
+    """Both adapters for the wide UNet, saying of themselves what the shipped weights say."""
+    for name, file in ADAPTERS.items():
+        write_half(wide_adapter(weights.read(name)), folder / f"{file}.safetensors", weights.about(name))
+
+
+def write_narrow_adapters(folder: Path) -> list[Path]:
+    """Those of the adapters that are there, as `python -m training` starts from them; before training there is none."""
+    there = [name for name in ADAPTERS if weights.path_of(name).exists()]
+    return [write_half(weights.read(name), folder / f"{name}.safetensors", weights.about(name)) for name in there]
 
 
 def write_clip(folder: Path) -> Path:
