@@ -1,5 +1,5 @@
-"""How long training takes to know its samples and in how much memory: by the index that `encode` writes, and by a walk
-through the tars, as it was before and is for raw shards. `python -m benchmarks.samples`: 10,000 made samples."""
+"""How long training takes to know its samples and in how much memory: by the index that `build` and `encode` write, and
+by a walk through the tars where there is none. `python -m benchmarks.samples`: 10,000 made samples."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import json
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from training.datasets.shards import Shards, Tally, write_shard
-from training.features.index import Index, index_of
+from training.datasets.index import Shards, index_of
+from training.datasets.shards import Tally, write_shard
 from training.files import write_json
 
 from .report import Result, parser, results_table, write
@@ -35,25 +33,15 @@ def make(folder: Path, samples: int = SAMPLES) -> list[Path]:
     return paths
 
 
-def by_index(paths: list[Path]) -> Any:
-    return Index(paths, Tally(0.0))
-
-
-def by_walk(paths: list[Path]) -> Any:
-    """All headers and all words, kept as they were before there was an index."""
-    shards = Shards(paths, Tally(0.0))
-    return shards, {n: json.loads(shards.file(n, "json")) for n in range(len(shards))}
-
-
-def cost(way: Callable[[list[Path]], Any], paths: list[Path], samples: int) -> tuple[float, float]:
+def cost(paths: list[Path], samples: int) -> tuple[float, float]:
     """Microseconds (the quickest of three, files in the cache) and bytes a sample."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        way(paths)
+        Shards(paths, Tally(0.0))
         times.append(time.perf_counter() - start)
     tracemalloc.start()
-    kept = way(paths)
+    kept = Shards(paths, Tally(0.0))
     memory = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     del kept
@@ -63,12 +51,14 @@ def cost(way: Callable[[list[Path]], Any], paths: list[Path], samples: int) -> t
 def measure(folder: Path, samples: int = SAMPLES) -> list[Result]:
     paths = make(folder, samples)
     results = []
-    for name, way, bound in (("by its index", by_index, True), ("by a walk", by_walk, False)):
-        microseconds, memory = cost(way, paths, samples)
+    for name, bound in (("by its index", True), ("by a walk", False)):
+        microseconds, memory = cost(paths, samples)
         results += [
             Result(f"a sample is known {name}: time", microseconds, "us", MOST_TIME if bound else None),
             Result(f"a sample is known {name}: memory", memory, "B", MOST_MEMORY if bound else None),
         ]
+        for path in paths:
+            path.with_suffix(".json").unlink(missing_ok=True)
     return results
 
 

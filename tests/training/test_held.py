@@ -10,6 +10,7 @@ import pytest
 from ipadapter_instruct_core.tasks import Task
 from pydantic import BaseModel
 from shards_of_photographs import save_shards
+from training.evaluate import evaluate
 from training.features import encode
 from training.held import defaults_of, hash_of, hold
 from training.instructions import load_bank
@@ -103,6 +104,28 @@ def test_rebuilt_data_are_refused_by_encode_and_train(workshop: Path, rebuilt: P
     train(workshop, tmp_path / "run", steps=4)
     with pytest.raises(ValueError, match=r"run holds a run with shards = \w{12}…, not \w{12}…; give it as it was"):
         loop.run(TrainConfig(**run_settings(rebuilt, tmp_path / "run", steps=6)))
+
+
+def test_rebuilt_data_are_refused_by_evaluate(workshop: Path, rebuilt: Path, tmp_path: Path) -> None:
+    """Pictures of other samples than a row is asked for would stand beside them."""
+
+    def run(data: Path, **changes: object) -> None:
+        evaluate.run(
+            evaluate.EvaluateConfig(
+                rows={"plain": {"all": workshop / "start.safetensors"}}, data=[data / "data" / "style"],
+                out=tmp_path / "out", base=workshop / "base", image_encoder=workshop / "clip",
+                scorer=workshop / "clip", samples=1, resolution=64, steps=1, device="cpu", **changes,
+            )
+        )  # fmt: skip
+
+    run(workshop)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.jpg")}
+    with pytest.raises(
+        ValueError, match=r"out holds pictures made with shards = \w{12}…, not \w{12}…; give it as it w"
+    ):
+        run(rebuilt)
+    run(workshop, batch_size=1)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.jpg")} and len(before) == 2
 
 
 def test_an_edited_line_of_the_bank_is_encoded_anew(

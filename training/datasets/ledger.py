@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from training.datasets.shards import MANIFEST, Tally
+from training.datasets.index import index_of
+from training.datasets.shards import BLOCKS, MANIFEST, Tally
 from training.datasets.sources.builder import Item
 from training.datasets.sources.folders import LeftOut, LeftOutCount
 from training.datasets.splits import SPLITS
@@ -16,7 +17,6 @@ from training.files import sha256, write_json
 from training.held import hold
 
 SETTINGS = "settings.json"
-BLOCKS = "blocks"  # folder with one JSON file a finished shard
 PLAN = "plan"  # the setting that is a hash of all samples to be made
 
 
@@ -104,8 +104,9 @@ def finish_block(out: Path, block: Block, contents: Contents) -> dict[str, Any]:
         "skipped": [{"name": name, "why": why} for name, why in contents.skipped],
         "left_out": [asdict(left) for left in contents.left_out],
         "pictures": contents.pictures,
+        "index": index_of(path),
     }
-    write_json(out / BLOCKS / f"{block.name}.json", summary)
+    write_json(out / BLOCKS / f"{block.name}.json", summary, indent=None)
     return summary
 
 

@@ -1,10 +1,10 @@
-"""Shards: tar files as webdataset writes them, read at any place so that a data order can be resumed exactly."""
+"""Shards: tar files in webdataset's format, their manifest, and the count of what could not be used."""
 
+import io
 import json
-import mmap
 import os
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from training.files import remove_leftovers
 
 MANIFEST = "manifest.json"
-END_OF_TAR = 1024  # bytes of zeros, by which a whole file is told
+BLOCKS = "blocks"  # folder of a build with one JSON file a finished shard
 
 
 @dataclass
@@ -88,73 +88,12 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
 
 def write_samples(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
     """The same into an open file, which stays open."""
-    from webdataset import TarWriter
-
     count = 0
-    with TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
+    with tarfile.open(fileobj=file, mode="w|") as archive:
         for key, files in samples:
-            writer.write({"__key__": key, **files})
             count += 1
+            for ending, content in sorted(files.items()):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size, member.mode = len(content), 0o444
+                archive.addfile(member, io.BytesIO(content))
     return count
-
-
-class Shards:
-    """Random access to the samples of many shards.
-
-    An index of every shard is read once; a sample's bytes are read from the mapped file when asked for.
-    """
-
-    def __init__(self, paths: Sequence[Path], tally: Tally) -> None:
-        self.paths = list(paths)
-        self.samples: list[tuple[int, str, dict[str, tuple[int, int]]]] = []
-        self._maps: dict[int, mmap.mmap] = {}
-        bad = {}
-        for number, path in enumerate(self.paths):
-            try:
-                self._index(number, path)
-            except (tarfile.TarError, OSError) as error:
-                bad[_in_dataset(path)] = f"not a whole shard ({error})"
-        usual = len(self.samples) // max(1, len(self.paths) - len(bad))  # samples of a shard, of which nothing is known
-        for name, why in bad.items():
-            tally.good(max(1, usual))
-            tally.lose(name, why, max(1, usual))
-
-    def _index(self, number: int, path: Path) -> None:
-        whole: dict[str, dict[str, tuple[int, int]]] = {}
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                key, _, ending = member.name.partition(".")
-                whole.setdefault(key, {})[ending] = (member.offset_data, member.size)
-            file.seek(archive.offset)  # tarfile takes a damaged header in the middle for the end
-            if file.read(END_OF_TAR) != bytes(END_OF_TAR):
-                raise tarfile.ReadError("it is cut short or damaged")
-        self.samples += [(number, key, places) for key, places in whole.items()]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getstate__(self) -> dict[str, Any]:  # a loader's worker maps the files itself
-        return {**self.__dict__, "_maps": {}}
-
-    def name(self, index: int) -> str:
-        """Where a sample lies, for messages: ``dataset/shard.tar/key``."""
-        number, key, _ = self.samples[index]
-        return f"{_in_dataset(self.paths[number])}/{key}"
-
-    def __getitem__(self, index: int) -> dict[str, bytes]:
-        """The files of one sample, by their ending."""
-        return {ending: self.file(index, ending) for ending in self.samples[index][2]}
-
-    def file(self, index: int, ending: str) -> bytes:
-        """One file of a sample, without reading its others. Raises KeyError where it has none of this ending."""
-        number, _, places = self.samples[index]
-        start, size = places[ending]
-        if number not in self._maps:
-            with open(self.paths[number], "rb") as file:
-                self._maps[number] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[number][start : start + size]
-
-
-def _in_dataset(path: Path) -> str:
-    """A shard's name with its folder's, since every dataset has a first shard."""
-    return f"{path.parent.name}/{path.name}"

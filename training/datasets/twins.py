@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from training.datasets.index import Shards
 from training.datasets.ledger import Block, Contents, finish_block, skipped_of
-from training.datasets.shards import Shards, Tally, write_samples
+from training.datasets.shards import Tally, write_samples
 from training.datasets.sources.folders import LeftOut
 from training.datasets.splits import Groups
 from training.files import write_atomically
@@ -54,8 +55,7 @@ def _without(out: Path, block: Block, summary: dict[str, Any], doomed: set[str])
     """Write a shard without some samples; it stays as it was until the new one is whole."""
     path = out / f"{block.name}.tar"
     shards = Shards([path], Tally(0))
-    kept = {shards.samples[index][1]: shards[index] for index in range(len(shards))}
-    del shards  # on Windows no file can be replaced that is mapped
+    kept = dict(shards.read(place) for place in shards.readable)
     names = [json.loads(kept.pop(key)["json"])["source_id"] for key in sorted(doomed & kept.keys())]
     content = io.BytesIO()
     write_samples(content, kept.items())

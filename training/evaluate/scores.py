@@ -1,17 +1,12 @@
 """Scores with their confidence intervals, as a file and as a table of the form of the paper's Table 1."""
 
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from ipadapter_instruct_core.tasks import Task
 from torch import Tensor
-from training.files import write_json
-from training.frozen.metrics import CLIP_SCORE_FACTOR, TASK_METRICS, bootstrap_interval
+from training.frozen.metrics import CLIP_SCORE_FACTOR, TASK_METRICS, mean_interval
 
 TASK_TITLES = {Task.EVERYTHING: "Replication", Task.FACE: "Faces"}  # where Table 1 does not use our word
 MISSING = "–"
@@ -27,68 +22,43 @@ COLUMNS = [(task, metric) for task, metrics in TASK_METRICS.items() for metric i
 
 @dataclass(frozen=True)
 class Score:
-    """The mean of one metric over ``count`` pictures, in ``low``..``high`` at 95 %; nan for both where count is 1."""
+    """The mean of one metric over ``count`` pictures, in ``low``..``high`` at 95 %; nan for both where these are of
+    one group (a person, a photograph) alone."""
 
     metric: str
     mean: float
     low: float
     high: float
     count: int
+    groups: int
 
     @classmethod
-    def of(cls, metric: str, values: Sequence[float] | Tensor) -> "Score":
-        """From the metric's value for each picture, [B]. Raises ValueError where there is none or one is not finite."""
-        low, high = bootstrap_interval(values)
-        return cls(metric, torch.as_tensor(values, dtype=torch.float64).mean().item(), low, high, len(values))
+    def of(cls, metric: str, values: Tensor, groups: Sequence[str]) -> "Score":
+        """From the metric's value for each picture, [B], and the group that it belongs to.
+
+        Raises:
+            ValueError: there is none, or one is not finite.
+        """
+        low, high = mean_interval(values.tolist(), groups)
+        return cls(metric, values.double().mean().item(), low, high, len(values), len(set(groups)))
 
 
-@dataclass
-class Results:
-    """Scores by row of the table (a set of checkpoints), task and metric, and the settings that they hold for."""
+Rows = dict[str, dict[Task, dict[str, Score]]]  # of a table: scores by row (a set of checkpoints), task and metric
 
-    rows: dict[str, dict[Task, dict[str, Score]]] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, row: str, task: Task, values: dict[str, Tensor]) -> None:
-        """Put a task's scores, each [B], into a row."""
-        self.rows.setdefault(row, {})[task] = {metric: Score.of(metric, v) for metric, v in values.items()}
+def as_json(tables: dict[str, Rows]) -> dict[str, Any]:
+    """The same by the names of tasks; JSON has no nan."""
 
-    def write(self, path: Path) -> None:
-        rows = {
-            row: {
-                task.value: {metric: _as_json(score) for metric, score in scores.items()}
-                for task, scores in tasks.items()
-            }
-            for row, tasks in self.rows.items()
+    def of(score: Score) -> dict[str, Any]:
+        return {key: None if value != value else value for key, value in asdict(score).items() if key != "metric"}
+
+    return {
+        scorer: {
+            row: {task.value: {metric: of(score) for metric, score in scores.items()} for task, scores in tasks.items()}
+            for row, tasks in rows.items()
         }
-        write_json(path, {"rows": rows, "settings": self.settings})
-
-    @classmethod
-    def read(cls, path: Path) -> "Results":
-        """Raises ValueError where the file is missing or is not what `write` wrote."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            rows = {
-                row: {
-                    Task(task): {metric: _from_json(metric, score) for metric, score in scores.items()}
-                    for task, scores in tasks.items()
-                }
-                for row, tasks in content["rows"].items()
-            }
-            return cls(rows, content["settings"])
-        except FileNotFoundError:
-            raise ValueError(f"There is no file {path}; make it with `python -m training evaluate`.") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path} holds no results of an evaluation; run `python -m training evaluate`.") from None
-
-
-def _as_json(score: Score) -> dict[str, Any]:
-    """JSON has no nan."""
-    return {key: None if value != value else value for key, value in asdict(score).items() if key != "metric"}
-
-
-def _from_json(metric: str, score: dict[str, Any]) -> Score:
-    return Score(metric, **{key: math.nan if value is None else value for key, value in score.items()})
+        for scorer, rows in tables.items()
+    }
 
 
 def title(task: Task) -> str:
@@ -109,30 +79,35 @@ def metric_title(metric: str) -> str:
     return "CLIP-S × 2.5" if metric == "CLIP-S" else metric
 
 
-def markdown_table(results: Results) -> str:
+def markdown_table(rows: Rows) -> str:
     """Table 1 with our rows, each mean over its interval, above the paper's; higher is better throughout.
 
     Raises:
         ValueError: there are no rows.
     """
-    counts = {score.count for tasks in results.rows.values() for scores in tasks.values() for score in scores.values()}
-    if not counts:
+    scores = [score for tasks in rows.values() for found in tasks.values() for score in found.values()]
+    if not scores:
         raise ValueError("There are no scores to put into a table; evaluate at least one adapter.")
     header = ["", *(f"{title(task)}<br>{metric_title(metric)}" for task, metric in COLUMNS)]
     lines = [header, ["---", *["---:"] * len(COLUMNS)]]
-    for row, tasks in results.rows.items():
-        scores = [tasks.get(task, {}).get(metric) for task, metric in COLUMNS]
-        lines.append([row.replace("|", "\\|"), *(_cell(score) for score in scores)])
+    for row, tasks in rows.items():
+        found = [tasks.get(task, {}).get(metric) for task, metric in COLUMNS]
+        lines.append([row.replace("|", "\\|"), *(_cell(score) for score in found)])
     for row, values in PAPER.items():
         lines.append([f"*{row} (paper)*", *(f"*{value:.4f}*" for value in values)])
-    pictures = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    pictures, groups = (_range([getattr(score, name) for score in scores]) for name in ("count", "groups"))
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return (
         f"{table}\n\n"
-        f"Mean and 95 % bootstrap interval over {pictures} pictures a task. The rows marked (paper) are Table 1's;\n"
-        "they were measured with other data and full-size models, and do not compare with ours figure by figure.\n"
+        f"Mean over {pictures} pictures a task, and 95 % bootstrap interval over the {groups} people or photographs\n"
+        "that they are of. The rows marked (paper) are Table 1's; they were measured with other data and full-size\n"
+        "models, and do not compare with ours figure by figure.\n"
         "CLIP-S is the cosine of the paper's Sec. 4.1 times 2.5, which is our guess at how it comes to exceed 1.\n"
     )
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return " to ".join(map(str, sorted({min(numbers), max(numbers)})))
 
 
 def _cell(score: Score | None) -> str:

@@ -17,9 +17,9 @@ from ipadapter_instruct_core.tasks import Task
 from pydantic import ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
+from training.datasets.index import Shards, index_of
 from training.datasets.sample import Sample
-from training.datasets.shards import MANIFEST, Shards, Tally, read_manifest, write_shard
-from training.features.index import Index, index_of
+from training.datasets.shards import MANIFEST, Tally, read_manifest, write_shard
 from training.files import ranks, remove_leftovers, write_atomically, write_json
 from training.frozen.encoders import EncoderPaths, Encoders, load_encoders, picture_tensor, target_pixels
 from training.held import hash_of, hold
@@ -173,17 +173,17 @@ def _decoded_samples(encoders: Encoders, shard: Shards, config: EncodeConfig, fo
     """In the shard's order. Threads decode two batches ahead, so that a card does not wait for pictures."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
     try:
-        indices, waiting = iter(range(len(shard))), deque()
+        places, waiting = iter(shard.readable), deque()
         while True:
-            for index in islice(indices, 2 * config.batch_size - len(waiting)):
-                waiting.append((index, pool.submit(_decode, encoders, shard, index, config)))
+            for place in islice(places, 2 * config.batch_size - len(waiting)):
+                waiting.append((place, pool.submit(_decode, encoders, shard, place, config)))
             if not waiting:
                 return
-            index, future = waiting.popleft()
+            place, future = waiting.popleft()
             try:
                 decoded = future.result()
             except (KeyError, TypeError, ValueError) as error:
-                found.lose(shard.name(index), str(error))
+                found.lose(shard.name(place), str(error))
                 continue
             found.small += decoded.small
             yield decoded
@@ -191,12 +191,12 @@ def _decoded_samples(encoders: Encoders, shard: Shards, config: EncodeConfig, fo
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(encoders: Encoders, shard: Shards, index: int, config: EncodeConfig) -> _Decoded:
-    files = shard[index]
+def _decode(encoders: Encoders, shard: Shards, place: int, config: EncodeConfig) -> _Decoded:
+    key, files = shard.read(place)
     sample = Sample.from_members(files)
     condition, target = sample.pictures()
     return _Decoded(
-        key=shard.samples[index][1],
+        key=key,
         # Validation looks at pictures, too; training only at their features.
         files=files if "validation" in shard.paths[0].name else {"json": files["json"]},
         prompt=sample.prompt,
@@ -285,6 +285,6 @@ def _tasks_and_subjects(config: EncodeConfig) -> tuple[set[Task], set[str]]:
     paths = [folder / shard["name"] for folder in config.data for shard in read_manifest(folder, "build")["shards"]]
     for folder in sorted(path.parent for path in config.out.glob(f"*/{MANIFEST}") if path.parent.name not in own):
         paths += [path for name in read_manifest(folder, "encode")["source"] if (path := folder / name).is_file()]
-    index = Index(paths, Tally(1.0))  # what is damaged was counted when its shard was encoded
-    subjects = {index.subject(place) for place in index.by_task.get(Task.OBJECT, ())}
-    return set(index.by_task), subjects - {""}
+    shards = Shards(paths, Tally(1.0))  # what is damaged was counted when its shard was encoded
+    subjects = {shards.subject(place) for place in shards.by_task.get(Task.OBJECT, ())}
+    return set(shards.by_task), subjects - {""}

@@ -11,11 +11,11 @@ import torch
 from ipadapter_instruct_core.tasks import EVERYTHING_ROW, Task, phrase
 from PIL import Image
 from torch import Tensor
+from training.datasets.index import Shards
 from training.datasets.sample import Sample
 from training.datasets.shards import MANIFEST, Tally, read_manifest
 from training.features.draws import Draw
 from training.features.encode import INSTRUCTIONS, ROWS, texts_of
-from training.features.index import Index
 from training.frozen.encoders import Encoders, picture_tensor, target_pixels
 from training.held import hash_of
 from training.instructions.choose import about, table
@@ -36,7 +36,7 @@ class Source:
         known = len(tally.skipped)
         hashes = {path: sha for folder in folders for path, sha in self._shards(folder) if path.name.startswith(split)}
         self.sha256 = hashlib.sha256(" ".join(sorted(hashes.values())).encode()).hexdigest()
-        self.shards = Index(list(hashes), tally)
+        self.shards = Shards(list(hashes), tally)
         tally.check()
         for name, why in tally.skipped[known:]:
             log.warning("train: skipped %s: %s", name, why)

@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    import numpy as np
     from ipadapter_instruct_core.encoders import OpenClip
     from PIL import Image
 
@@ -146,47 +145,37 @@ def _pixels(image: "Image.Image") -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
 
 
-def bootstrap_interval(
-    values: Sequence[float] | Tensor,
-    statistic: "Callable[..., np.ndarray] | None" = None,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+def mean_interval(
+    values: Sequence[float], groups: Sequence[str], level: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """The bootstrap's percentile interval of a statistic.
+    """The bootstrap's percentile interval of a mean of values that are independent of one another by group alone.
+
+    Groups are drawn anew, each with all its values (the cluster bootstrap; Field and Welsh 2007): ten pictures of one
+    person tell less than one picture of each of ten.
 
     Args:
-        values: [B], independent of one another.
-        statistic: a NumPy reduction that takes ``axis``; the mean if not given.
+        values: [B]; groups: of each of them.
         level: of confidence, in 0..1.
 
     Returns:
-        (low, high). Of a single value nothing can be said: (nan, nan). Of equal values, that value twice.
+        (low, high). Of a single group nothing can be said: (nan, nan).
 
     Raises:
         ValueError: there are no values, or some are not finite.
     """
     import numpy as np
-    from scipy.stats import bootstrap
 
-    statistic = statistic or np.mean
-    numbers = np.asarray(values, dtype=np.float64).reshape(-1)
+    numbers = np.asarray(values, dtype=np.float64)
     if not len(numbers) or not np.isfinite(numbers).all():
         raise ValueError("A confidence interval needs at least one value, and finite ones; look at the scores.")
-    if len(numbers) == 1:
+    _, places = np.unique(list(groups), return_inverse=True)
+    sums, counts = np.bincount(places, numbers), np.bincount(places)
+    if len(sums) == 1:
         return math.nan, math.nan
-    if np.ptp(numbers) == 0:
-        constant = float(statistic(numbers, axis=0))
-        return constant, constant
-    interval = bootstrap(
-        (numbers,),
-        statistic,
-        axis=0,
-        vectorized=True,
-        batch=500,  # resamples at once: 4 MB of every 1,000 values
-        confidence_level=level,
-        method="percentile",  # BCa is undefined for a statistic such as the median of few distinct values
-        n_resamples=resamples,
-        random_state=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    generator, chance = np.random.default_rng(seed), np.full(len(sums), 1 / len(sums))
+    means = []
+    for part in range(0, resamples, 500):  # at once: 8 MB of every 1,000 groups
+        drawn = generator.multinomial(len(sums), chance, min(500, resamples - part))
+        means.append(drawn @ sums / (drawn @ counts))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -15,8 +15,9 @@ from PIL import Image
 from sources import make_commoncanvas, photograph, save
 from training.datasets import build as build_module
 from training.datasets.build import BuildConfig, run
+from training.datasets.index import Shards
 from training.datasets.ledger import write_manifest
-from training.datasets.shards import Shards, Tally
+from training.datasets.shards import Tally
 from training.datasets.sources.folders import LeftOutCount
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from sources import make_commoncanvas, make_styles
 from tiny_base import OPEN_CLIP, WIDTH
 from training.datasets.build import BuildConfig, run
+from training.datasets.index import Shards
 from training.datasets.sample import Sample
-from training.datasets.shards import Shards, Tally
+from training.datasets.shards import Tally
 
 GENERATION = {"size": 64, "steps": 2, "batch_size": 3}
 

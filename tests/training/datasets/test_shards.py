@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training.datasets.shards import Shards, Tally, read_manifest, write_shard
+from training.datasets.index import Shards
+from training.datasets.shards import Tally, read_manifest, write_shard
 from training.files import sha256, write_atomically, write_json
 
 SAMPLES = 5
@@ -21,7 +22,8 @@ SAMPLES = 5
 def contents(number: int) -> dict[str, bytes]:
     """Files of sizes on both sides of tar's blocks of 512 bytes."""
     random = np.random.default_rng(number)
-    return {"json": json.dumps({"n": number}).encode(), "target": random.bytes(511 + number % 3)}
+    words = json.dumps({"n": number, "task": "style"}).encode()
+    return {"json": words, "target": random.bytes(511 + number % 3)}
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_a_worker_process_gets_no_open_files(shards: list[Path]) -> None:
     read = Shards(shards, Tally(0.0))
     assert read[0] == contents(0)
     copy = pickle.loads(pickle.dumps(read))
-    assert copy._maps == {} and copy[11] == contents(11)
+    assert copy._files == {} and copy[11] == contents(11)
 
 
 def cut_short(path: Path, share: float) -> None:
@@ -108,7 +110,7 @@ def test_a_lost_shard_counts_as_many_samples_as_the_others_hold(shards: list[Pat
     cut_short(shards[1], 0.5)
     allowed, refused = Tally(0.34), Tally(0.33)
     for tally in (allowed, refused):
-        tally.good(len(Shards(shards, tally)))
+        Shards(shards, tally)
     assert allowed.seen == 15
     allowed.check()
     with pytest.raises(

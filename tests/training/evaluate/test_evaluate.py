@@ -17,14 +17,15 @@ from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from safetensors.torch import load_file
 from shards_of_photographs import save_shards
-from tiny_base import OPEN_CLIP, WIDTH
+from tiny_base import OPEN_CLIP, WIDTH, save_open_clip
 from torch.nn.functional import cosine_similarity
+from training.datasets.index import Shards
 from training.datasets.sample import Sample, encode_picture
-from training.datasets.shards import MANIFEST, Shards, Tally, write_shard
+from training.datasets.shards import MANIFEST, Tally, write_shard
 from training.evaluate import evaluate
 from training.evaluate.evaluate import EvaluateConfig
 from training.evaluate.index import read_index
-from training.evaluate.scores import Results
+from training.files import write_json
 from training.instructions import UNSEEN, load_bank
 from training.train.adapter import start_adapter
 from training.train.validation import Validator
@@ -79,6 +80,11 @@ def evaluated(workshop: Path, rows: dict[str, dict[str, Path]], tmp_path_factory
     return out
 
 
+def rows_of(out: Path, workshop: Path) -> dict:
+    """Scores by the workshop's CLIP."""
+    return json.loads((out / "scores.json").read_text())["scorers"][str(workshop / "clip")]
+
+
 def picture(out: Path, row: str, task: str, index: int = 0) -> np.ndarray:
     return pixels((out / row / task / f"{index:05d}.jpg").read_bytes())
 
@@ -118,7 +124,7 @@ def test_the_scores_are_those_of_the_pictures(workshop: Path, evaluated: Path) -
         with torch.no_grad(), Image.open(path) as image:
             return model.encode_image(look(image)[None])[0]
 
-    content = json.loads((evaluated / "scores.json").read_text())
+    content = rows_of(evaluated, workshop)
     for row in ("IPAdapter+", "Ours"):
         pairs = [
             (
@@ -128,22 +134,57 @@ def test_the_scores_are_those_of_the_pictures(workshop: Path, evaluated: Path) -
             for n in (0, 1)
         ]
         expected = np.mean([float(cosine_similarity(a, b, dim=0)) for a, b in pairs])
-        assert content["rows"][row]["object"]["CLIP-I"]["mean"] == pytest.approx(expected, abs=0.02)
-        assert content["rows"][row]["object"]["CLIP-I"]["count"] == 2
-    assert content["rows"]["Ours"].keys() == set(TASKS)
-    assert content["settings"]["seed"] == "0"
-    assert Results.read(evaluated / "scores.json").rows.keys() == content["rows"].keys()
+        assert content[row]["object"]["CLIP-I"]["mean"] == pytest.approx(expected, abs=0.02)
+        assert content[row]["object"]["CLIP-I"]["count"] == 2
+    assert content["Ours"].keys() == set(TASKS)
+    assert json.loads((evaluated / "scores.json").read_text())["settings"]["seed"] == "0"
 
 
-def test_the_table_has_our_rows_above_the_papers(evaluated: Path) -> None:
+def test_the_table_has_our_rows_above_the_papers(workshop: Path, evaluated: Path) -> None:
     lines = (evaluated / "table.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert [row[0] for row in cells[2:4]] == ["IPAdapter+", "Ours"] and "(paper)" in cells[4][0]
     assert len(cells[0]) == 11 and all(len(row) == 11 for row in cells)
-    scores = json.loads((evaluated / "scores.json").read_text())["rows"]["Ours"]["everything"]
+    scores = rows_of(evaluated, workshop)["Ours"]["everything"]
     assert cells[3][1].startswith(f"{scores['CLIP-I']['mean']:.4f}<br>[{scores['CLIP-I']['low']:.4f}, ")
     assert cells[3][7] == "–"  # composition, of which there are no samples
-    assert "over 2 pictures a task" in "\n".join(lines)
+    assert "over 2 pictures a task, and 95 % bootstrap interval over the 2 people or photographs" in "\n".join(lines)
+
+
+def test_each_scorer_has_a_table_and_one_should_be_another_than_the_adapters_encoder(
+    workshop: Path, rows: dict[str, dict[str, Path]], evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other, told = save_open_clip(tmp_path / "other", seed=9), "The only scorer is the encoder that the adapters read"
+    evaluate.run(config(workshop, tmp_path / "out", rows, scorer=[workshop / "clip", other]))
+    assert told not in caplog.text
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())["scorers"]
+    assert list(found) == [str(workshop / "clip"), str(other)]
+    assert found[str(workshop / "clip")] == rows_of(evaluated, workshop)
+    first, second = ({row: of["object"]["CLIP-I"]["mean"] for row, of in found[name].items()} for name in found)
+    assert all(abs(first[row] - second[row]) > 1e-3 for row in rows)
+    tables = (tmp_path / "out" / "table.md").read_text()
+    assert [line for line in tables.splitlines() if line.startswith("Scored")] == [f"Scored by {n}:" for n in found]
+    assert tables.count("| Ours |") == 2
+    evaluate.run(config(workshop, tmp_path / "out", rows))  # the pictures stay
+    assert told in caplog.text and list(json.loads((tmp_path / "out" / "scores.json").read_text())["scorers"]) == [
+        str(workshop / "clip")
+    ]
+
+
+def test_intervals_are_of_groups(workshop: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    """Four pictures of two people; of one person alone nothing can be said."""
+    folder = tmp_path / "data" / "style"
+    folder.mkdir(parents=True)
+    shard = Shards([workshop / "data" / "style" / "train-00000.tar"], Tally(0.0))
+    samples = [replace(Sample.from_members(shard[n]), group="ab"[n % 2]) for n in range(4)]
+    for count, groups in ((4, 2), (1, 1)):
+        write_shard(folder / "validation-00000.tar", [(f"{n:09d}", one.members()) for n, one in enumerate(samples)])
+        write_json(folder / MANIFEST, {"shards": [{"name": "validation-00000.tar", "samples": 4, "sha256": "x"}]})
+        out, row = tmp_path / f"out-{count}", {"Ours": {"all": adapters["all"]}}
+        evaluate.run(config(workshop, out, row, data=[folder], samples=count, steps=1))
+        score = rows_of(out, workshop)["Ours"]["style"]["CLIP-P"]
+        assert (score["count"], score["groups"]) == (count, groups)
+        assert (score["low"] is None) == (groups == 1)
 
 
 def test_the_same_seed_makes_the_same_pictures(
@@ -251,7 +292,7 @@ def test_rewordings_are_further_pictures_that_are_not_scored(
         assert differ(picture(out, "Ours", "object", index), picture(out, "Ours", "object", original))
     assert all("object" not in found[n].instruction and found[n].instruction not in bank for n in found)
     assert all(("astronaut", "chelsea")[n % 2] in found[n].instruction for n in (0, 1))  # the samples' subjects
-    assert json.loads((out / "scores.json").read_text())["rows"]["Ours"]["object"]["CLIP-P"]["count"] == 2
+    assert rows_of(out, workshop)["Ours"]["object"]["CLIP-P"]["count"] == 2
     assert np.array_equal(picture(out, "Ours", "object", 1), picture(evaluated, "Ours", "object", 1))
 
 
@@ -285,7 +326,7 @@ def test_a_style_without_a_caption_has_no_clip_s(
 
     def scores(out: Path, **changes: object) -> dict:
         evaluate.run(config(workshop, out, {"Ours": {"all": adapters["all"]}}, steps=1, **changes))
-        return json.loads((out / "scores.json").read_text())["rows"]["Ours"]
+        return rows_of(out, workshop)["Ours"]
 
     found = scores(tmp_path / "out", data=[bare(tmp_path / name) for name in ("style", "everything")])
     assert found["style"].keys() == {"CLIP-P"} and found["everything"].keys() == {"CLIP-I", "CLIP-T"}
@@ -327,4 +368,4 @@ def test_tasks_beyond_the_papers_have_pictures_but_no_scores(
     out = tmp_path / "out"
     evaluate.run(config(workshop, out, {"Ours": {"all": adapters["all"]}}, data=data, steps=1))
     assert picture(out, "Ours", "pose").std() > 5
-    assert json.loads((out / "scores.json").read_text())["rows"]["Ours"].keys() == {"style"}
+    assert rows_of(out, workshop)["Ours"].keys() == {"style"}

@@ -12,7 +12,8 @@ from ipadapter_instruct_core.checkpoint import load, save
 from ipadapter_instruct_core.config import InstructionEncoder
 from ipadapter_instruct_core.tasks import Task
 from shards_of_photographs import save_shards
-from training.datasets.shards import Shards, Tally, write_shard
+from training.datasets.index import Shards
+from training.datasets.shards import Tally, write_shard
 from training.evaluate import evaluate
 from training.evaluate.evaluate import EvaluateConfig
 
@@ -119,7 +120,7 @@ def test_a_damaged_sample_is_skipped_and_named(
 ) -> None:
     data = Path(shutil.copytree(workshop / "data" / "style", tmp_path / "style"))
     shard = Shards([data / "validation-00000.tar"], Tally(0.0))
-    samples = [(key, shard[n]) for n, (_, key, _) in enumerate(shard.samples)]
+    samples = list(map(shard.read, range(len(shard))))
     samples[0] = samples[0][0], {**samples[0][1], "condition": samples[0][1]["condition"][:700]}
     write_shard(data / "validation-00000.tar", samples)
     with pytest.raises(

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from encoded import SMALL_BANK, TASK, of_folder, samples_of, settings
 from tiny_base import WIDTH, save_open_clip, save_sd15
+from training.datasets.index import Shards
 from training.datasets.sample import Sample
-from training.datasets.shards import MANIFEST, Shards, Tally, read_manifest, write_shard
+from training.datasets.shards import MANIFEST, Tally, read_manifest, write_shard
 from training.features import encode
 from training.files import sha256, write_json
 
@@ -80,7 +81,7 @@ def data(workshop: Path, tmp_path: Path) -> Path:
 def damage_pictures(data: Path, name: str, *numbers: int) -> None:
     """Cut the condition short, and keep the manifest true."""
     shard = Shards([data / name], Tally(0.0))
-    samples = [(key, Sample.from_members(shard[n])) for n, (_, key, _) in enumerate(shard.samples)]
+    samples = [(key, Sample.from_members(files)) for key, files in map(shard.read, range(len(shard)))]
     for n in numbers:
         key, sample = samples[n]
         samples[n] = key, replace(sample, condition=sample.condition[: len(sample.condition) // 2])

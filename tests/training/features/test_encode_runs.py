@@ -13,7 +13,7 @@ from encoded import SMALL_BANK, TASK, of_folder, samples_of, settings
 from ipadapter_instruct_core.tasks import Task
 from safetensors.torch import load_file
 from training.datasets.sample import Sample
-from training.datasets.shards import Shards, Tally, write_shard
+from training.datasets.shards import Tally, write_shard
 from training.features import encode
 from training.features.stored import FeatureSource
 
@@ -90,11 +90,6 @@ def test_a_second_dataset_keeps_the_words_of_the_first(workshop: Path, tmp_path:
 
 @pytest.mark.usefixtures("small_bank")
 def test_words_are_read_without_the_features(workshop: Path, features: Path) -> None:
-    paths = sorted((features / TASK.value).glob("*.tar"))
-    shards = Shards(paths, Tally(0.0))
-    assert all(shards.file(n, ending) == content for n in range(2) for ending, content in shards[n].items())
-    with pytest.raises(KeyError):
-        shards.file(0, "target")
     assert FeatureSource(features, "train", Tally(0.0)).by_task.keys() == {Task.EVERYTHING, Task.STYLE, TASK}
     assert encode._tasks_and_subjects(settings(workshop, features))[1] >= {"rocket", "coffee"}
 

@@ -13,8 +13,9 @@ from sources import (
     make_styles,
 )
 from training.datasets.build import BuildConfig, run
+from training.datasets.index import Shards
 from training.datasets.sample import Sample
-from training.datasets.shards import Shards, Tally
+from training.datasets.shards import Tally
 
 
 class Turned:

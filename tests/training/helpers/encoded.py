@@ -10,7 +10,8 @@ from ipadapter_instruct_core.tasks import Task
 from safetensors.torch import load_file
 from tiny_base import OPEN_CLIP
 from torch import Tensor
-from training.datasets.shards import Shards, Tally
+from training.datasets.index import Shards
+from training.datasets.shards import Tally
 from training.features.encode import EncodeConfig
 from training.instructions import KEYWORDS
 

@@ -35,9 +35,9 @@ def test_true_targets_score_as_copies_where_everything_is_wanted(
     samples.run(samples.BuildConfig(tmp_path / "data", count=5, validation=10))
     monkeypatch.setattr(judge, "load_open_clip", lambda path: clip.load())
     config = judge.EvaluateConfig.model_construct(
-        data=[tmp_path / "data"], samples=2, seed=0, instructions="bank", max_skipped=0.0, scorer=Path("clip")
+        data=[tmp_path / "data"], samples=2, seed=0, instructions="bank", max_skipped=0.0, scorer=[Path("clip")]
     )
-    found = judge.of_targets(config).rows["Targets"]
+    found = judge.of_targets(config)["Targets"]
     assert set(found) == set(judge.FACTORS)
     assert found[Task.EVERYTHING]["CLIP-I"].mean == pytest.approx(1, abs=1e-5)
     assert found[Task.OBJECT]["CLIP-I"].mean < 0.9

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from ipadapter_instruct_core.tasks import Task
+from training.datasets.index import Shards
 from training.datasets.sample import Sample, decode_picture
-from training.datasets.shards import Shards, Tally
+from training.datasets.shards import Tally
 from training.miniature.models.fit import Fit, fit
 from training.miniature.world import captions, factors, samples, words
 from training.miniature.world.factors import IDENTITIES, LAYOUTS, SCENES, STYLES, SUBJECTS, Factors

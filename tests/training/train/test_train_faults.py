@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from training.cli.verbs import sentence
-from training.datasets.shards import Shards, Tally, write_shard
+from training.datasets.index import Shards
+from training.datasets.shards import Tally, write_shard
 from training.features.draws import Draws, Dropout
 from training.train import checkpoints, state
 
@@ -43,7 +44,7 @@ def change(shop: Path, task: Task, number: int, changed: Callable[[Member], Memb
     """Put another content into one training sample of features; returns its name."""
     path = shop / "features" / task.value / f"train-{number // 4:05d}.tar"
     shard = Shards([path], Tally(0.0))
-    samples = [(key, shard[n]) for n, (_, key, _) in enumerate(shard.samples)]
+    samples = list(map(shard.read, range(len(shard))))
     key, files = samples[number % 4]
     samples[number % 4] = key, changed(files)
     write_shard(path, samples)
@@ -155,7 +156,7 @@ def test_a_damaged_picture_of_raw_shards_is_replaced(
 ) -> None:
     data = Path(shutil.copytree(workshop / "data" / "style", tmp_path / "data" / "style"))
     shard = Shards([data / "train-00000.tar"], Tally(0.0))
-    samples = [(key, shard[n]) for n, (_, key, _) in enumerate(shard.samples)]
+    samples = list(map(shard.read, range(len(shard))))
     samples[1] = samples[1][0], {**samples[1][1], "target": samples[1][1]["target"][:900]}
     write_shard(data / "train-00000.tar", samples)
     raw = {"features": None, "data": [data], "image_encoder": workshop / "clip", "resolution": 64, "steps": 3}

@@ -13,9 +13,10 @@ from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from training.cli.verbs import read_config
 from training.datasets.sample import decode_picture
-from training.evaluate.evaluate import EvaluateConfig, held_out
+from training.evaluate.cases import held_out
 from training.evaluate.index import Picture, read_index
-from training.evaluate.scores import Results, markdown_table, title
+from training.evaluate.scores import Rows, Score, markdown_table, title
+from training.evaluate.settings import EvaluateConfig
 from training.frozen.metrics import Embedder, task_scores
 from training.miniature.judged.cases import REPLICATED, WANTED, Rate
 from training.miniature.judged.report import table, text
@@ -54,17 +55,19 @@ def of_oracle(folders: Sequence[Path]) -> str:
     return table(titles, lines)
 
 
-def of_targets(config: EvaluateConfig) -> Results:
-    """Scores of the pictures that training would have wanted."""
-    embedder, results = Embedder(load_open_clip(str(config.scorer))), Results()
+def of_targets(config: EvaluateConfig) -> Rows:
+    """The first scorer's scores of the pictures that training would have wanted."""
+    embedder, found = Embedder(load_open_clip(str(config.scorer[0]))), {}
     for task, cases in held_out(config).items():
         pictures = [
             [decode_picture(case.sample.target or case.sample.condition) for case in cases],
             [case.condition for case in cases],
         ]
         words = [[case.sample.prompt for case in cases], [case.sample.caption for case in cases]]
-        results.add("Targets", task, task_scores(task, *map(embedder.images, pictures), *map(embedder.texts, words)))
-    return results
+        scores = task_scores(task, *map(embedder.images, pictures), *map(embedder.texts, words))
+        groups = [case.sample.group for case in cases]
+        found[task] = {metric: Score.of(metric, values, groups) for metric, values in scores.items()}
+    return {"Targets": found}
 
 
 @torch.inference_mode()

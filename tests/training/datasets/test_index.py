@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from ipadapter_instruct_core.tasks import Task
-from training.datasets.shards import Shards, Tally, write_shard
-from training.features import index
-from training.features.index import Index, index_of
+from training.datasets import index
+from training.datasets.index import Shards, index_of
+from training.datasets.shards import BLOCKS, Tally, write_shard
 from training.files import write_json
 
 SAMPLES = [
@@ -32,29 +32,32 @@ def shard(tmp_path: Path) -> Path:
     return path
 
 
-def with_record(path: Path) -> Path:
-    write_json(path.with_suffix(".json"), {"bytes": path.stat().st_size, "index": index_of(path)}, indent=None)
+def with_record(path: Path, place: str = ".") -> Path:
+    record = path.parent / place / f"{path.stem}.json"
+    record.parent.mkdir(exist_ok=True)
+    write_json(record, {"bytes": path.stat().st_size, "index": index_of(path)}, indent=None)
     return path
 
 
-@pytest.mark.parametrize("record", [False, True])
-def test_samples_are_those_of_the_shard(shard: Path, record: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if record:
-        with_record(shard)
+@pytest.mark.parametrize("place", [None, ".", BLOCKS], ids=["none", "encode", "build"])
+def test_samples_are_those_of_the_shard(shard: Path, place: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if place:
+        with_record(shard, place)
         monkeypatch.setattr(index, "index_of", None)  # the shard is not walked
-    found, tally = pickle.loads(pickle.dumps(Index([shard, shard], tally := Tally(0.0)))), tally
-    walked = Shards([shard], Tally(0.0))
-    assert len(found) == 2 * len(walked) == 8 and tally.seen == 8 and not tally.skipped
-    for place in range(8):
-        assert found[place] == walked[place % 4] == SAMPLES[place % 4][1]
-    assert found.name(1) == walked.name(1) == "object/train-00000.tar/a-000000001"
+    tally = Tally(0.0)
+    found = pickle.loads(pickle.dumps(Shards([shard, shard], tally)))
+    assert len(found) == 8 and tally.seen == 8 and not tally.skipped
+    for number in range(8):
+        assert found.read(number) == SAMPLES[number % 4] and found[number] == SAMPLES[number % 4][1]
+    assert found.readable == list(range(8))
+    assert found.name(1) == "object/train-00000.tar/a-000000001"
     assert found.by_task == {Task.OBJECT: array("i", [0, 2, 3, 4, 6, 7]), Task.STYLE: array("i", [1, 5])}
     assert [found.subject(place) for place in range(4)] == ["red boat", "", "", "red boat"]
 
 
 def test_the_same_where_the_system_has_no_pread(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "pread")
-    found = Index([shard], Tally(0.0))
+    found = Shards([shard], Tally(0.0))
     assert [found[place] for place in range(4)] == [files for _, files in SAMPLES]
 
 
@@ -64,7 +67,7 @@ def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for n, path in enumerate(paths):
         write_shard(path, [(f"{n}", {"json": b'{"task": "style"}', "n": str(n).encode()})])
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
-    found = Index(paths, Tally(0.0))
+    found = Shards(paths, Tally(0.0))
     assert [found[place]["n"] for place in (0, 1, 2, 3, 0, 2)] == [b"0", b"1", b"2", b"3", b"0", b"2"]
     if before is not None:
         assert len(os.listdir("/proc/self/fd")) == before + 2
@@ -76,7 +79,7 @@ def test_a_record_of_another_shard_does_not_count(shard: Path) -> None:
     """The shard was made again, and its record is not there yet."""
     with_record(shard)
     write_shard(shard, [(key, {**files, "more": bytes(20_000)}) for key, files in SAMPLES])
-    assert Index([shard], Tally(0.0))[0]["more"] == bytes(20_000)
+    assert Shards([shard], Tally(0.0))[0]["more"] == bytes(20_000)
 
 
 def test_damage_is_counted_and_named(shard: Path, tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_damage_is_counted_and_named(shard: Path, tmp_path: Path) -> None:
     wordless = tmp_path / "wordless.tar"
     write_shard(wordless, [("0", {"json": b'{"task": "sty', "n": b""}), ("1", {"n": b""}), ("2", SAMPLES[1][1])])
     tally = Tally(1.0)
-    found = Index([cut, wordless, tmp_path / "gone.tar"], tally)
+    found = Shards([cut, wordless, tmp_path / "gone.tar"], tally)
     why = {name.rpartition("/")[2]: text for name, text in tally.skipped}
     assert why["0"].startswith("its words cannot be read (Unterminated string")
     assert why["1"] == "its words cannot be read ('json')"
@@ -100,7 +103,7 @@ def test_a_sample_damaged_since_is_told_when_it_is_read(shard: Path) -> None:
         second = archive.getmember("a-000000001.condition.png")
     content[second.offset : second.offset + 512] = bytes(range(1, 129)) * 4
     shard.write_bytes(content)
-    found = Index([shard], Tally(0.0))
+    found = Shards([shard], Tally(0.0))
     assert found[0] == SAMPLES[0][1]
     with pytest.raises(ValueError, match="its place in the shard is damaged"):
         found[1]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ipadapter_instruct_core.tasks import Task
-from training.datasets.shards import END_OF_TAR, Tally
+from training.datasets.shards import BLOCKS, Tally
 
 BLOCK = 512  # bytes of a tar's header
+END_OF_TAR = 1024  # bytes of zeros, by which a whole file is told
 OPEN_FILES = 256  # of one process, whose system may allow it no more than 1,024
 
 
@@ -54,7 +55,7 @@ def _words(text: bytes) -> tuple[str | None, str]:
         return None, str(error)
 
 
-class Index:
+class Shards:
     """Random access to samples, each read by one call.
 
     Attributes:
@@ -62,7 +63,8 @@ class Index:
     """
 
     def __init__(self, paths: Sequence[Path], tally: Tally) -> None:
-        """Shards with a record, as `encode` writes them, are not opened. What is damaged is counted in ``tally``."""
+        """Shards with a record, as `build` and `encode` write them, are not opened. What is damaged is counted in
+        ``tally``."""
         self.paths = list(paths)
         self.shard, self.about = array("i"), array("i")
         self.start, self.end = array("q"), array("q")
@@ -114,32 +116,40 @@ class Index:
         """What the object task calls the sample's object; "" where it has no name."""
         return self.subjects[self.about[place]]
 
+    @property
+    def readable(self) -> list[int]:
+        """Places of the samples whose words can be read, in order."""
+        return sorted(place for places in self.by_task.values() for place in places)
+
     def name(self, place: int) -> str:
         """Where a sample lies, for messages: ``dataset/shard.tar/key``."""
-        path = self.paths[self.shard[place]]
-        header = self._read(place, BLOCK)
         try:
-            key = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name.partition(".")[0]
-        except tarfile.TarError:
+            key = self.read(place)[0]
+        except ValueError:
             key = str(place)
-        return f"{_in_dataset(path)}/{key}"
+        return f"{_in_dataset(self.paths[self.shard[place]])}/{key}"
 
     def __getitem__(self, place: int) -> dict[str, bytes]:
-        """The files of one sample, by their ending.
+        """The files of one sample, by their ending. Raises ValueError where they are damaged."""
+        return self.read(place)[1]
 
-        Raises:
-            ValueError: they are damaged.
-        """
+    def read(self, place: int) -> tuple[str, dict[str, bytes]]:
+        """The key of one sample, and its files by their ending. Raises ValueError where they are damaged."""
+        key, files = "", {}
         try:
             with tarfile.open(fileobj=io.BytesIO(self._read(place)), mode="r:") as archive:
-                members = [(member.name.partition(".")[2], archive.extractfile(member)) for member in archive]
-            return {ending: file.read() for ending, file in members if file is not None}
+                for member in archive:
+                    key, _, ending = member.name.partition(".")
+                    opened = archive.extractfile(member)
+                    assert opened is not None
+                    files[ending] = opened.read()
         except tarfile.TarError as error:
             raise ValueError(f"its place in the shard is damaged ({error})") from error
+        return key, files
 
-    def _read(self, place: int, size: int | None = None) -> bytes:
+    def _read(self, place: int) -> bytes:
         number, start = self.shard[place], self.start[place]
-        size = self.end[place] - start if size is None else size
+        size = self.end[place] - start
         if not hasattr(os, "pread"):  # Windows
             with open(self.paths[number], "rb") as file:
                 file.seek(start)
@@ -147,7 +157,9 @@ class Index:
         if number not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[number] = os.open(self.paths[number], os.O_RDONLY)
+            opened = os.open(self.paths[number], os.O_RDONLY)
+            if self._files.setdefault(number, opened) != opened:  # another thread was quicker
+                os.close(opened)
         return os.pread(self._files[number], size, start)
 
     def __del__(self) -> None:
@@ -157,11 +169,14 @@ class Index:
 
 def recorded(path: Path) -> dict[str, list[Any]] | None:
     """What the record beside a shard says of it; None where there is none, or the shard is not as long as it says."""
-    try:
-        record = json.loads(path.with_suffix(".json").read_bytes())
-        return record["index"] if record["bytes"] == path.stat().st_size else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    for beside in (path.with_suffix(".json"), path.parent / BLOCKS / f"{path.stem}.json"):  # of `encode`, of `build`
+        try:
+            record = json.loads(beside.read_bytes())
+            if record["bytes"] == path.stat().st_size:
+                return record["index"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def _in_dataset(path: Path) -> str:
