@@ -13,19 +13,6 @@ HEAD_WIDTH = 64
 _Choice = TypeVar("_Choice", bound=Enum)
 
 
-class Base(Enum):
-    """The diffusion model family that an adapter was trained on, told by its form and the width of its tokens."""
-
-    SD15 = "sd15"
-    SDXL = "sdxl"
-    SD3 = "sd3"
-    OTHER = "other"
-
-    @property
-    def label(self) -> str:
-        return {"sd15": "SD1.5", "sdxl": "SDXL", "sd3": "SD3", "other": "another base model"}[self.value]
-
-
 class InstructionEncoder(Enum):
     """The text tower whose last, normed hidden states are the instruction tokens."""
 
@@ -38,14 +25,38 @@ class Form(Enum):
 
     CROSS = "cross"  # a UNet's cross-attention: latent positions attend to the tokens
     JOINT = "joint"  # SD3's: all positions attend to the tokens and to what the attention made of the image's
+    IMAGE_STREAM = "image-stream"  # SD3.5's: of a joint attention's positions the image's attend to the tokens
 
     @property
     def first(self) -> int:
         """The number of the first layer in a file; every second attention has one."""
-        return 0 if self is Form.JOINT else 1
+        return 1 if self is Form.CROSS else 0
+
+
+class Base(Enum):
+    """The diffusion model family that an adapter was trained on, told by its form and the width of its tokens."""
+
+    SD15 = "sd15"
+    SDXL = "sdxl"
+    SD3 = "sd3"
+    SD35 = "sd35"
+    OTHER = "other"
+
+    @property
+    def label(self) -> str:
+        labels = {"sd15": "SD1.5", "sdxl": "SDXL", "sd3": "SD3", "sd35": "SD3.5", "other": "another base model"}
+        return labels[self.value]
+
+    @property
+    def form(self) -> Form:
+        """Of the adapters that are trained on it."""
+        return {"sd3": Form.JOINT, "sd35": Form.IMAGE_STREAM}.get(self.value, Form.CROSS)
 
 
 BASE_OF_TOKEN_WIDTH = {768: Base.SD15, 2048: Base.SDXL}
+BASE_OF_FORM = {base.form: base for base in (Base.SD3, Base.SD35)}
+# The end of a key that layers of no other form have.
+KEY_OF_FORM = {Form.IMAGE_STREAM: ".norm_k_ip.weight", Form.JOINT: ".add_k_proj_ip.weight"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class AdapterConfig:
 
         _, token_count, width = shape("image_proj.latents", 3)
         suffix = "_big" if "image_proj.norm_out_big.weight" in state else ""
-        form = Form.JOINT if suffix or any(key.endswith(".add_k_proj_ip.weight") for key in state) else Form.CROSS
+        form = Form.JOINT if suffix else _form(state)
         output_width = shape(f"image_proj.norm_out{suffix}.weight", 1)[0]
         instruction_width = input_width("image_proj.proj_new_input.weight")
         numbers = _layer_numbers(state, form)
@@ -126,11 +137,15 @@ class AdapterConfig:
             prompt_width=input_width("image_proj.proj_prompt_input.weight"),
             instruction_ff_mult=ff_mult("new_input_layers") if instruction_width else 2,
             layers=tuple((n, shape(f"ip_adapter.{n}.to_k_ip.weight")[0]) for n in numbers),
-            base=base or (Base.SD3 if form is Form.JOINT else BASE_OF_TOKEN_WIDTH.get(output_width, Base.OTHER)),
+            base=base or BASE_OF_FORM.get(form) or BASE_OF_TOKEN_WIDTH.get(output_width, Base.OTHER),
             instruction_encoder=encoder or encoder_of_width(instruction_width),
             form=form,
             output_suffix=suffix,
         )
+
+
+def _form(state: Mapping[str, torch.Tensor]) -> Form:
+    return next((form for form, end in KEY_OF_FORM.items() if any(key.endswith(end) for key in state)), Form.CROSS)
 
 
 def _layer_numbers(state: Mapping[str, torch.Tensor], form: Form) -> list[int]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .attention import image_attention, split_heads
-from .config import AdapterConfig, Form
+from .config import HEAD_WIDTH, AdapterConfig, Form
+from .layers import HeadNorm
 
 
 class ImageKeyValue(nn.Module):
@@ -53,6 +54,37 @@ class ImageKeyValue(nn.Module):
             [B, P, H*d].
         """
         return image_attention(queries, keys, values, bias)
+
+
+class ImageStreamKeyValue(ImageKeyValue):
+    """The layer of a joint attention of SD3.5: as plain as a UNet's, for the image's positions alone.
+
+    The base norms its queries, so the keys are normed too, each head by itself; without, training would have to find
+    the scale of their logits. SD3.5's heads are as wide as the projector's.
+    """
+
+    def __init__(self, token_width: int, width: int, ops: Any = nn) -> None:
+        super().__init__(token_width, width, ops)
+        self.norm_k_ip = HeadNorm(HEAD_WIDTH)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B, T, O] -> keys and values [B, T, width]."""
+        keys, values = super().forward(tokens)
+        return self.norm_k_ip(keys), values
+
+    def addition(
+        self,
+        queries: Tensor,
+        out: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        image: slice = slice(None),
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """As `ImageKeyValue.addition`; zero at the text's positions."""
+        first, last, _ = image.indices(out.shape[1])
+        attended = image_attention(queries[:, image], keys, values, bias)
+        return pad(attended, (0, 0, first, out.shape[1] - last))
 
 
 class JointKeyValue(nn.Module):
@@ -110,7 +142,7 @@ class JointKeyValue(nn.Module):
 
 
 Layer = ImageKeyValue | JointKeyValue
-LAYERS = {Form.CROSS: ImageKeyValue, Form.JOINT: JointKeyValue}
+LAYERS = {Form.CROSS: ImageKeyValue, Form.IMAGE_STREAM: ImageStreamKeyValue, Form.JOINT: JointKeyValue}
 
 
 def image_key_values(config: AdapterConfig, ops: Any = nn) -> nn.ModuleDict:

@@ -1,10 +1,10 @@
-"""The two layers that the projector is stacked from."""
+"""The two layers that the projector is stacked from, and the norm of SD3.5's keys."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from .config import HEAD_WIDTH
 
@@ -43,3 +43,17 @@ def feed_forward(width: int, mult: int, ops: Any = nn) -> nn.Sequential:
         nn.GELU(),
         ops.Linear(width * mult, width, bias=False),
     )
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of each head by itself, with SD3.5's own epsilon."""
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, H*d] -> [B, T, H*d]."""
+        # Not kept by the host's casting layers: follows the input's device and precision itself.
+        weight = self.weight.to(x)
+        return rms_norm(x.unflatten(-1, (-1, len(weight))), weight.shape, weight, eps=1e-6).flatten(-2)

@@ -77,7 +77,7 @@ def defaults(task: Task, base: Base) -> TaskDefaults:
     The paper scales the adapter back by 20-40 % at inference (Sec. 3.5); the reference code's figures
     are 0.8 on SD1.5 and SD3 and 0.9 on SDXL, 0.2 less for composition and pose on SD1.5 and SDXL.
     """
-    if base is Base.SD3:
+    if base in (Base.SD3, Base.SD35):  # for SD3.5 nobody has published any
         simple = task in SIMPLE_TASKS_ON_SD3
         return TaskDefaults(0.8, GuidanceMode.SIMPLE if simple else GuidanceMode.THREE_WAY, 6.0, 1.0, 6.0)
     sdxl = base is Base.SDXL

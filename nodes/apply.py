@@ -33,7 +33,9 @@ class ApplyAdapter(io.ComfyNode):
             "two pictures, two instructions.",
             search_aliases=["ip-adapter", "style transfer", "reference image", "image prompt"],
             inputs=[
-                io.Model.Input("model", tooltip="An SD1.5, SDXL or SD3 model, of the same family as the adapter."),
+                io.Model.Input(
+                    "model", tooltip="An SD1.5, SDXL, SD3 or SD3.5 model, of the same family as the adapter."
+                ),
                 Adapter.Input("adapter", tooltip="The adapter that the instruction was encoded for."),
                 Instruction.Input(
                     "instruction",

@@ -6,6 +6,7 @@ random: what they make is noise.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,29 @@ OPEN_CLIP = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 40, "heads": 2, "layers": 2},
 }
 SAMPLES = 40  # a task
+# SD3.5 medium's transformer: normed queries and keys, some blocks with a second attention, heads of their true width.
+SD35 = {
+    "attention_head_dim": 64,
+    "num_attention_heads": 1,
+    "caption_projection_dim": 64,
+    "qk_norm": "rms_norm",
+    "dual_attention_layers": (0, 1),
+}
 
 
 def make(folder: Path) -> None:
     """Fill ``folder`` with ``models/base``, ``models/clip``, ``models/ip-adapter-plus.safetensors``, ``pictures``; for
-    SD3 ``models/base-sd3`` and ``models/ip-adapter-instruct-sd3.safetensors``."""
+    SD3 and SD3.5 ``models/base-sd3``, ``models/ip-adapter-instruct-sd3.safetensors`` and their like. Those two have the
+    same encoders, as the real ones, and so the same features."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar for each tiny file says nothing
     save_sd15(folder / "models" / "base")
-    save_sd3(folder / "models" / "base-sd3")
     save_open_clip(folder / "models" / "clip")
     save_ip_adapter_plus(folder / "models" / "ip-adapter-plus.safetensors", folder / "models" / "base")
-    save_sd3_start(folder / "models" / "ip-adapter-instruct-sd3.safetensors", folder / "models" / "base-sd3")
+    for name, settings in {"sd3": {}, "sd35": SD35}.items():
+        base = save_sd3(folder / "models" / f"base-{name}", **settings)
+        save_sd3_start(folder / "models" / f"ip-adapter-instruct-{name}.safetensors", base)
     save_pictures(folder / "pictures")
 
 
@@ -172,60 +183,49 @@ def save_open_clip(folder: Path, seed: int = 1) -> Path:
 
 
 def save_ip_adapter_plus(path: Path, base: Path, seed: int = 2) -> Path:
-    """An IPAdapter+ in a few thousand weights that fits a tiny base."""
-    from ipadapter_instruct_core.adapter import Adapter
+    """An IPAdapter+ in a few thousand weights that fits a tiny SD1.5 or SDXL."""
     from ipadapter_instruct_core.checkpoint import save
-    from ipadapter_instruct_core.config import AdapterConfig
     from training.frozen.base import load_base
-    from training.frozen.unet import cross_attentions
 
     loaded = load_base(base)
-    config = AdapterConfig(
-        image_width=OPEN_CLIP["vision_cfg"]["width"],
-        width=64,
-        heads=1,
-        depth=2,
-        token_count=4,
-        output_width=loaded.unet.config.cross_attention_dim,
-        instruction_width=None,
-        prompt_width=None,
-        layers=tuple(cross_attentions(loaded.unet)),
-        base=loaded.kind,
-    )
-    torch.manual_seed(seed)
-    save(path, Adapter(config))
+    save(path, _adapter(loaded, seed, loaded.unet.config.cross_attention_dim, reads=None))
     return path
 
 
 def save_sd3_start(path: Path, base: Path, seed: int = 3) -> Path:
-    """An instruct adapter that equals a tiny SD3 until it is trained."""
-    from ipadapter_instruct_core.adapter import Adapter
+    """An instruct adapter that equals a tiny SD3 or SD3.5 until it is trained."""
     from ipadapter_instruct_core.checkpoint import save
-    from ipadapter_instruct_core.config import AdapterConfig, Base, Form
     from training.frozen.base import load_base
-    from training.frozen.transformer import adapted_blocks
-    from training.train.adapter import initialise_joint_layers
+    from training.train.adapter import initialise_layers
 
-    transformer = load_base(base).unet
-    torch.manual_seed(seed)
-    config = AdapterConfig(
-        image_width=OPEN_CLIP["vision_cfg"]["width"],
-        width=64,
-        heads=1,
-        depth=2,
-        token_count=4,
-        output_width=T5_WIDTH,
-        instruction_width=WIDTH,
-        prompt_width=WIDTH,
-        layers=tuple(adapted_blocks(transformer)),
-        base=Base.SD3,
-        form=Form.JOINT,
-        output_suffix="_big",
-    )
-    adapter = Adapter(config)
-    initialise_joint_layers(adapter, transformer)
+    loaded = load_base(base)
+    adapter = _adapter(loaded, seed, T5_WIDTH, reads=WIDTH)
+    initialise_layers(adapter, loaded.unet)
     save(path, adapter)
     return path
+
+
+def _adapter(base: Any, seed: int, output_width: int, reads: int | None) -> Any:
+    """A small one with random weights that fits a base; ``reads`` is the width of its instructions and prompts."""
+    from ipadapter_instruct_core.adapter import Adapter
+    from training.frozen.network import prepare
+    from training.train.adapter import SCRATCH
+
+    torch.manual_seed(seed)
+    return Adapter(
+        replace(
+            SCRATCH[base.kind],
+            image_width=OPEN_CLIP["vision_cfg"]["width"],
+            width=64,
+            heads=1,
+            depth=2,
+            token_count=4,
+            output_width=output_width,
+            instruction_width=reads,
+            prompt_width=reads,
+            layers=tuple(prepare(base.unet)),
+        )
+    )
 
 
 def save_pictures(folder: Path, samples: int = SAMPLES) -> Path:

@@ -6,11 +6,11 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ...ipadapter_instruct_core.config import AdapterConfig
+from ...ipadapter_instruct_core.config import AdapterConfig, Base, Form
 from .application import CHAIN, Application, Chain, ThreeWay
 from .memory import HostedAdapter
 from .sampling import call_model, evaluate_conds, start_run
-from .sites import Site, is_sd35, sites
+from .sites import Site, sites
 from .slots import Slot, install
 from .three_way import correct_guidance
 
@@ -31,18 +31,15 @@ def matching_sites(model: ModelPatcher, adapter: HostedAdapter) -> list[Site]:
     config: AdapterConfig = adapter.config
     widths = [width for _, width in config.layers]
     wanted = [(width, config.output_width, config.form) for width in widths]
-    kind = _kind(model)
-    if [(site.width, site.text_width, site.form) for site in found] != wanted or kind.startswith("SD3.5"):
+    if [(site.width, site.text_width, site.form) for site in found] != wanted:
+        # The host has one word for SD3 and SD3.5.
+        normed = found and found[0].form is Form.IMAGE_STREAM
+        kind = Base.SD35.label if normed else type(model.model.model_config).__name__
         raise ValueError(
             f"{adapter.name} is an adapter for {config.base.label} ({len(widths)} attentions), but the connected "
             f"model is {kind} ({len(found)}); choose a checkpoint and an adapter of the same family."
         )
     return found
-
-
-def _kind(model: ModelPatcher) -> str:
-    """What a model is, in the host's words; it has one for SD3 and SD3.5."""
-    return "SD3.5" if is_sd35(model.model.diffusion_model) else type(model.model.model_config).__name__
 
 
 def apply(model: ModelPatcher, application: Application) -> ModelPatcher:

@@ -38,8 +38,8 @@ def prepare(adapter: HostedAdapter, tokens: Mapping[Row, Tensor], model: ModelPa
     found = sites(model.model.diffusion_model)
     batch = torch.cat(list(tokens.values())).to(adapter.patcher.load_device, module_dtype(adapter.adapter))
     pairs = adapter.adapter.key_values(batch, partial(found[0].embed, model))
-    if adapter.config.form is Form.CROSS:
-        # Exact, since nothing but tokens is attended to there, and the pixels are those of 0.1.0.
+    if adapter.config.form is not Form.JOINT:
+        # Exact, since nothing but tokens is attended to there, and a UNet's pixels are those of 0.1.0.
         pairs, weight = [(keys, values * weight) for keys, values in pairs], 1.0
     counts = [len(row) for row in tokens.values()]
     split = [(keys.split(counts), values.split(counts)) for keys, values in pairs]

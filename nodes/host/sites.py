@@ -57,8 +57,14 @@ class CrossAttention(Site):
         return own if own in replacements or not self.alone else self.block
 
 
+class ImageStream(Site):
+    """A block of SD3.5's transformer, in which text and picture attend to each other; the picture's part of it."""
+
+    group = "dit"
+
+
 class JointBlock(Site):
-    """A block of SD3's transformer, in which text and picture attend to each other."""
+    """Such a block of SD3's, with the text's part too."""
 
     group = "dit"
 
@@ -70,7 +76,8 @@ class JointBlock(Site):
 
 
 def sites(diffusion_model: nn.Module) -> list[Site]:
-    """Of a UNet, its text cross-attentions: down, up, middle. Of SD3's transformer, every second block from the first.
+    """Of a UNet, its text cross-attentions: down, up, middle. Of SD3's or SD3.5's transformer, every second block from
+    the first.
 
     Empty for other models.
     """
@@ -98,11 +105,14 @@ def _cross_attentions(unet: Any) -> Iterator[Site]:
 
 
 def _joint_blocks(transformer: Any) -> Iterator[Site]:
+    """SD3.5's may have the very shapes of SD3's, but norm queries, so that SD3's weights mean nothing to them."""
     text_width = getattr(transformer.context_embedder, "in_features", 0)
+    normed = not isinstance(transformer.joint_blocks[0].x_block.attn.ln_q, nn.Identity)
+    kind, form = (ImageStream, Form.IMAGE_STREAM) if normed else (JointBlock, Form.JOINT)
     for number in range(0, len(transformer.joint_blocks), 2):
         attention = transformer.joint_blocks[number].x_block.attn
         width = attention.proj.out_features
-        yield JointBlock(("double_block", number), width, text_width, attention.num_heads, Form.JOINT)
+        yield kind(("double_block", number), width, text_width, attention.num_heads, form)
 
 
 def compute_dtype(model: Any) -> torch.dtype:
@@ -112,12 +122,3 @@ def compute_dtype(model: Any) -> torch.dtype:
 
 def _is_mmdit(diffusion_model: Any) -> bool:
     return hasattr(next(iter(getattr(diffusion_model, "joint_blocks", ())), None), "x_block")
-
-
-def is_sd35(diffusion_model: Any) -> bool:
-    """Whether a model is of the later family of SD3's kind, whose blocks may have the very shapes of SD3 medium's but
-    norm queries and keys, so that SD3's weights mean nothing to them."""
-    if not _is_mmdit(diffusion_model):
-        return False
-    block = diffusion_model.joint_blocks[0].x_block
-    return not isinstance(block.attn.ln_q, nn.Identity) or block.x_block_self_attn

@@ -129,7 +129,7 @@ class AttentionSlot(Slot):
 
 
 class JointSlot(Slot):
-    """A block of SD3's transformer: the host runs it, and asks us in place of its attention."""
+    """A block of SD3's or SD3.5's transformer: the host runs it, and asks us in place of its attention."""
 
     def __call__(self, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
         options = args["transformer_options"]

@@ -12,10 +12,10 @@ from ipadapter_instruct_core.config import AdapterConfig
 
 sys.path.append(str(Path(__file__).parent))  # small_adapters.py
 
-from small_adapters import JOINT, PAPER, PLUS, RELEASED, random_adapter  # noqa: E402
+from small_adapters import JOINT, PAPER, PLUS, RELEASED, STREAM, random_adapter  # noqa: E402
 
 
-@pytest.fixture(params=[RELEASED, PAPER, PLUS, JOINT], ids=["released", "paper", "plus", "sd3"])
+@pytest.fixture(params=[RELEASED, PAPER, PLUS, JOINT, STREAM], ids=["released", "paper", "plus", "sd3", "sd35"])
 def any_config(request: pytest.FixtureRequest) -> AdapterConfig:
     return request.param
 

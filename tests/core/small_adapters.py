@@ -28,6 +28,8 @@ PAPER = replace(RELEASED, prompt_width=None)
 PLUS = replace(RELEASED, prompt_width=None, instruction_width=None, instruction_encoder=InstructionEncoder.CLIP_L)
 JOINT = replace(RELEASED, layers=((0, 64), (2, 64), (4, 64)), base=Base.SD3, form=Form.JOINT, output_suffix="_big")
 
+STREAM = replace(RELEASED, layers=JOINT.layers, base=Base.SD35, form=Form.IMAGE_STREAM)
+
 
 def random_adapter(config: AdapterConfig, seed: int = 0) -> Adapter:
     """An adapter in which no weight is a constant, norms' included."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import inside
 import torch
+from tools.tiny.models import sd3_checkpoint
 from torch import Tensor
 
 pack = inside.start()
@@ -136,10 +137,21 @@ class Bench:
 
 
 class Sd3Bench(Bench):
-    """A flow: what the model gets is the latent with its noise, of a deviation of one at every level."""
+    """A flow: what the model gets is the latent with its noise, of a deviation of one at every level. Of SD3, or of
+    SD3.5, whose queries and keys are ``normed``."""
 
     channels = 16
     sigma = 0.7
+    normed = False
+
+    def state(self) -> dict[str, Tensor]:
+        """The transformer's weights, under the host's names."""
+        state = sd3_checkpoint(13, self.normed)
+        return {k.removeprefix("model.diffusion_model."): v for k, v in state.items() if "diffusion_model" in k}
+
+    def loaded(self, state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
+        """A MODEL of other weights."""
+        return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": dtype})
 
     def noisy(self, x: Tensor, sigma: float) -> Tensor:
         return x

@@ -6,7 +6,7 @@ from pathlib import Path
 import inside
 import pytest
 import torch
-from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, SD35_ADAPTER, SD35_CHECKPOINT, TINY_NAMES
 
 inside.start()
 
@@ -26,11 +26,24 @@ def full_bench(tiny_models: Path) -> Bench:
     return Bench(tiny_models, checkpoint, TINY_NAMES["ip-adapter-instruct-sd15.bin"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sd3_bench(tiny_models: Path) -> Sd3Bench:
     """SD3 of four blocks, with two joint attentions that the adapter adds to."""
     checkpoint = TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"]
     return Sd3Bench(tiny_models, checkpoint, TINY_NAMES["ip-adapter-instruct-sd3.bin"], torch.float32)
+
+
+@pytest.fixture(scope="session")
+def sd35_bench(tiny_models: Path) -> Sd3Bench:
+    """The same of SD3.5, each block with a second attention of the image alone."""
+    made = Sd3Bench(tiny_models, SD35_CHECKPOINT, SD35_ADAPTER, torch.float32)
+    made.normed = True
+    return made
+
+
+@pytest.fixture(params=["sd3", "sd35"])
+def flow_bench(request: pytest.FixtureRequest) -> Sd3Bench:
+    return request.getfixturevalue(f"{request.param}_bench")
 
 
 @pytest.fixture(autouse=True)

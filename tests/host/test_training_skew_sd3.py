@@ -1,13 +1,14 @@
-"""What is trained on SD3 is what runs: as test_training_skew.py, on the host's tiny SD3 and its diffusers twin."""
+"""What is trained on SD3 and SD3.5 is what runs: as test_training_skew.py, on tiny ones and their diffusers twins."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from bench import Row, Sd3Bench, random
+from bench import Row, random
 from PIL import Image, ImageOps
 from reference_vectors import relative_error
 from through import PROMPT, Through
@@ -17,12 +18,13 @@ sys.path.append(str(Path(__file__).parents[1] / "training" / "helpers"))  # diff
 from diffusers_twin import save_sd3_twin  # noqa: E402
 from ipadapter_instruct_core.adapter import Adapter  # noqa: E402
 from ipadapter_instruct_core.checkpoint import save  # noqa: E402
-from ipadapter_instruct_core.config import AdapterConfig, Base, Form  # noqa: E402
+from ipadapter_instruct_core.config import Base  # noqa: E402
 from ipadapter_instruct_core.guidance import combine  # noqa: E402
 from ipadapter_instruct_core.tasks import GuidanceMode, Task  # noqa: E402
 from tiny_base import OPEN_CLIP, save_open_clip  # noqa: E402
 from training.frozen.encoders import EncoderPaths, load_encoders  # noqa: E402
 from training.frozen.network import predict, prepare  # noqa: E402
+from training.train.adapter import SCRATCH  # noqa: E402
 
 TOKENS, TRANSFORMER = 1e-4, 5e-4  # the tolerances of SD1.5's test
 SIGMA = 0.7
@@ -33,31 +35,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from skimage import data
 
     made = tmp_path_factory.mktemp("twin")
-    save_sd3_twin(made / "base", seed=13)
+    for name, normed in (("sd3", False), ("sd35", True)):
+        save_sd3_twin(made / name, seed=13, normed=normed)
     save_open_clip(made / "clip")
     ImageOps.exif_transpose(Image.fromarray(data.coffee())).resize((301, 200)).save(made / "photo.png")
     return made
 
 
-@pytest.fixture(scope="module", params=[Task.STYLE, Task.COMPOSITION], ids=lambda task: task.value)
-def through(request: pytest.FixtureRequest, sd3_bench: Sd3Bench, folder: Path) -> Through:
-    encoders = load_encoders(EncoderPaths(base=folder / "base", image_encoder=folder / "clip"), with_unet=True)
-    config = AdapterConfig(
+@pytest.fixture(
+    scope="module",
+    params=[("sd3", Task.STYLE), ("sd3", Task.COMPOSITION), ("sd35", Task.COMPOSITION)],
+    ids=lambda param: f"{param[0]}-{param[1].value}",
+)
+def through(request: pytest.FixtureRequest, folder: Path) -> Through:
+    name, task = request.param
+    bench = request.getfixturevalue(f"{name}_bench")
+    encoders = load_encoders(EncoderPaths(base=folder / name, image_encoder=folder / "clip"), with_unet=True)
+    config = replace(
+        SCRATCH[Base(name)],
         image_width=OPEN_CLIP["vision_cfg"]["width"],
         width=128,
         heads=2,
         depth=2,
-        output_width=4096,
         layers=tuple(prepare(encoders.base.unet)),
-        base=Base.SD3,
-        form=Form.JOINT,
-        output_suffix="_big",
     )
-    torch.manual_seed(0)
-    save(folder / "adapter.safetensors", Adapter(config))
-    words = {Task.STYLE: "use the style", Task.COMPOSITION: "use the composition"}[request.param]
+    adapter = Adapter(config)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        return Through(sd3_bench, folder, encoders, folder / "adapter.safetensors", request.param, words)
+        for parameter in adapter.parameters():
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
+        save(folder / f"{name}.safetensors", adapter)
+        words = {Task.STYLE: "use the style", Task.COMPOSITION: "use the composition"}[task]
+        return Through(bench, folder, encoders, folder / f"{name}.safetensors", task, words)
 
 
 @torch.no_grad()
@@ -65,7 +74,8 @@ def test_tokens_keys_values_and_text_agree(through: Through) -> None:
     three_way = through.task is Task.COMPOSITION
     assert through.settings.guidance is (GuidanceMode.THREE_WAY if three_way else GuidanceMode.SIMPLE)
     patcher = through.applied.adapter.patcher.model
-    embedder = through.bench.model.model.diffusion_model.context_embedder
+    normed = through.encoders.base.kind is Base.SD35
+    embedder = torch.nn.Identity() if normed else through.bench.model.model.diffusion_model.context_embedder
     for row, condition in through.conditions.items():
         host = patcher.key_values(through.applied.tokens[Row(row.value)].float(), embedder)
         for site, (host_keys, host_values) in zip(condition.image, host, strict=True):

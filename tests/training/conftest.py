@@ -10,8 +10,8 @@ from ipadapter_instruct_core.tasks import Task
 
 sys.path.append(str(Path(__file__).parent / "helpers"))
 
-from shards_of_photographs import save_shards  # noqa: E402
-from tiny_base import save_open_clip, save_sd15  # noqa: E402
+from studios import encode, furnish  # noqa: E402
+from tiny_base import save_sd15  # noqa: E402
 from training.debug import save_ip_adapter_plus  # noqa: E402
 
 TASKS = (Task.EVERYTHING, Task.STYLE, Task.OBJECT)
@@ -22,9 +22,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``base``, ``clip``, ``data/TASK``, and ``start.safetensors``, an IPAdapter+ for that base."""
     folder = tmp_path_factory.mktemp("workshop")
     save_sd15(folder / "base")
-    save_open_clip(folder / "clip")
-    for task in TASKS:
-        save_shards(folder / "data" / task.value, task)
+    furnish(folder, TASKS)
     save_ip_adapter_plus(folder / "start.safetensors", folder / "base")
     return folder
 
@@ -32,10 +30,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def features(workshop: Path) -> Path:
     """Features of the workshop's data."""
-    from training.features.encode import EncodeConfig, run
-
-    run(EncodeConfig(**encode_settings(workshop), out=workshop / "features"))
-    return workshop / "features"
+    return encode(workshop, TASKS)
 
 
 @pytest.fixture(scope="session")
@@ -56,14 +51,3 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(encode, "load_bank", lambda: {task: phrases[:4] for task, phrases in load_bank().items()})
         encode.run(encode.EncodeConfig(data=[folder / "data"], out=folder / "features", **models, **more))
     return folder
-
-
-def encode_settings(workshop: Path) -> dict[str, object]:
-    return {
-        "data": [workshop / "data" / task.value for task in TASKS],
-        "base": workshop / "base",
-        "image_encoder": workshop / "clip",
-        "resolution": 64,
-        "precision": "fp32",
-        "device": "cpu",
-    }

@@ -2,66 +2,54 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from dataclasses import replace
+import subprocess
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from comparing import assert_alike, pixels
 from ipadapter_instruct_core.checkpoint import load
-from ipadapter_instruct_core.config import AdapterConfig, Base, Form
+from ipadapter_instruct_core.config import Base, Form
 from ipadapter_instruct_core.guidance import Row
 from ipadapter_instruct_core.tasks import Task
-from shards_of_photographs import save_shards
-from tiny_base import NoAdapter, save_open_clip
+from studios import encode, furnish
+from tiny_base import NoAdapter
 from training.datasets.shards import Tally
-from training.debug import T5_WIDTH, WIDTH, save_sd3
-from training.features import encode
+from training.debug import T5_WIDTH, WIDTH, save_sd3, save_sd3_start
+from training.evaluate import evaluate
+from training.evaluate.evaluate import EvaluateConfig
 from training.features.draws import Draw, Dropped
 from training.features.stored import FeatureSource
 from training.frozen.base import FrozenBase, load_base
-from training.frozen.network import embedding, prepare
+from training.frozen.network import prepare
 from training.frozen.sampling import Settings
-from training.train import adapter as trained
-from training.train.adapter import TrainedAdapter, losses, start_adapter
+from training.train import checkpoints
+from training.train.adapter import losses
 from training.train.batches import collate
-from training.train.data import instruction_encoder, state_widths
 from training.train.export import ExportConfig
 from training.train.export import run as export
 
-from runs import moments, train
+from runs import ROOT, command, environment, moments, train
 
 TASKS = (Task.STYLE, Task.COMPOSITION)
 SQUARES = {
     "to_k_ip", "to_v_ip", "add_k_proj_ip", "add_v_proj_ip", "proj_ip", "proj_encoder_hidden_states_ip",
     "proj_encoder_passthrough_ip",
 }  # fmt: skip
-OUTPUTS = {"proj_ip", "proj_encoder_hidden_states_ip"}
-SMALL = AdapterConfig(
-    width=64, heads=1, depth=1, token_count=4, base=Base.SD3, form=Form.JOINT, output_suffix="_big"
-)  # from scratch
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``base``, ``clip``, ``data/TASK`` and ``features``."""
+    """A folder with ``base``, ``clip``, ``data/TASK``, ``features``, and ``start.safetensors``, which adds nothing."""
     folder = tmp_path_factory.mktemp("studio")
     save_sd3(folder / "base")
-    save_open_clip(folder / "clip")
-    data = [save_shards(folder / "data" / task.value, task) for task in TASKS]
-    encode.run(
-        encode.EncodeConfig(
-            data=data,
-            out=folder / "features",
-            base=folder / "base",
-            image_encoder=folder / "clip",
-            resolution=64,
-            precision="fp32",
-            device="cpu",
-        )
-    )
+    furnish(folder, TASKS)
+    encode(folder, TASKS)
+    save_sd3_start(folder / "start.safetensors", folder / "base")
     return folder
 
 
@@ -73,108 +61,12 @@ def base(studio: Path) -> FrozenBase:
 
 
 @pytest.fixture(scope="module")
-def features(studio: Path) -> FeatureSource:
-    return FeatureSource(studio / "features", "train", Tally(0))
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(trained.SCRATCH, Base.SD3, SMALL)
-
-
-def start(base: FrozenBase, features: FeatureSource) -> TrainedAdapter:
-    layers = prepare(base.unet)
-    assert layers == [(0, WIDTH), (2, WIDTH)]
-    widths, encoder = state_widths(features, None), instruction_encoder(features, None)
-    adapter = start_adapter(None, "released", widths, layers, Base.SD3, encoder, 0, base.unet)
-    return TrainedAdapter(adapter, embedding(base.unet))
-
-
-def batch_of(base: FrozenBase, features: FeatureSource) -> dict:
-    draws = [
-        Draw(task, features.by_task[task][0], 0.0, dropped, place, place)
-        for task, dropped, place in zip(TASKS, (Dropped.NOTHING, Dropped.WORDS), (10, 700), strict=True)
-    ]
-    batch = collate([{**features.item(draw), "timestep": draw.timestep} for draw in draws])
-    return {**batch, "added": base.added(batch["pooled"], 64, torch.float32)}
-
-
-def test_the_text_is_encoded_as_by_diffusers(studio: Path, base: FrozenBase) -> None:
-    """CLIP-L, CLIP-G and T5 of 77 tokens, and the pooled vectors; the projector reads CLIP-L's last normed states."""
-    from diffusers import StableDiffusion3Pipeline
-
-    pipe = StableDiffusion3Pipeline.from_pretrained(studio / "base", local_files_only=True)
-    prompts = ["a red teapot, on a table", ""]
-    with torch.no_grad():
-        hidden, _, pooled, _ = pipe.encode_prompt(prompts, None, None, max_sequence_length=77)
-        states = base.text_states(base.tokens(prompts))
-    assert states.hidden.shape == (2, 77 + 77, T5_WIDTH)
-    torch.testing.assert_close(states.hidden, hidden)
-    torch.testing.assert_close(states.pooled, pooled)
-    tokens = pipe.tokenizer(prompts, padding="max_length", max_length=77, return_tensors="pt").input_ids
-    with torch.no_grad():
-        torch.testing.assert_close(states.prompt, pipe.text_encoder(tokens).last_hidden_state)
-
-
-def test_the_loss_is_flow_matching(studio: Path, base: FrozenBase, features: FeatureSource) -> None:
-    """On diffusers' plain transformer, with the shares of noise worked out here."""
-    from diffusers import SD3Transformer2DModel
-
-    plain = SD3Transformer2DModel.from_pretrained(studio / "base" / "transformer", local_files_only=True)
-    batch = batch_of(base, features)
-    unshifted = 1 - batch["timestep"].double() / 1000
-    share = (3 * unshifted / (1 + 2 * unshifted)).float()
-    mix = share[:, None, None, None]
-    noisy = (1 - mix) * batch["latents"] + mix * batch["noise"]
-    assert noisy.shape == (2, 16, 8, 8)
-    with torch.no_grad():
-        velocity = plain(noisy, batch["text"], batch["pooled"], 1000 * share).sample
-        expected = (velocity - (batch["noise"] - batch["latents"])).pow(2).mean(dim=(1, 2, 3))
-        found = losses(base.unet, NoAdapter(), base.schedule, batch, torch.float32)
-        at_the_start = losses(base.unet, start(base, features), base.schedule, batch, torch.float32)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(at_the_start, found), "an adapter that has learned nothing adds something"
-
-
-def gradients(base: FrozenBase, model: TrainedAdapter, batch: dict) -> dict[str, torch.Tensor | None]:
-    model.zero_grad()
-    losses(base.unet, model, base.schedule, batch, torch.float32).mean().backward()
-    return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
-
-
-def test_first_the_output_projections_learn_and_then_all_but_the_last_passthrough(
-    base: FrozenBase, features: FeatureSource
-) -> None:
-    model, batch = start(base, features), batch_of(base, features)
-    first = gradients(base, model, batch)
-    moved = {name for name, gradient in first.items() if gradient is not None and gradient.abs().max() > 0}
-    assert {name.split(".")[-2] for name in moved} == OUTPUTS
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in moved:
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
-    second = gradients(base, model, batch)
-    still = {name for name, gradient in second.items() if gradient is None or gradient.abs().max() == 0}
-    dead = {name for name in still if name.startswith("adapter.ip_adapter")}
-    assert dead == {"adapter.ip_adapter.2.proj_encoder_passthrough_ip.weight"}
-    assert second["adapter.image_proj.latents"].abs().max() > 0
-    checkpointed = replace(base, unet=copy.deepcopy(base.unet))
-    checkpointed.unet.enable_gradient_checkpointing()
-    checkpointed.unet.train()
-    for name, gradient in gradients(checkpointed, model, batch).items():
-        if gradient is not None:
-            torch.testing.assert_close(gradient, second[name], rtol=1e-5, atol=1e-8)
-
-
-@pytest.fixture(scope="module")
 def run_folder(studio: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(trained.SCRATCH, Base.SD3, SMALL)
-        train(
-            studio, studio / "run", start=None, projector="released", steps=60, learning_rate=3e-3, checkpoint_every=30,
-            gradient_checkpointing=True, dropout=dict.fromkeys(("text", "words", "image", "all"), 0.1),
-            validation={"every": 30, "samples": 8, "pictures": 1, "steps": 2},
-        )  # fmt: skip
+    train(
+        studio, studio / "run", projector="released", steps=60, learning_rate=3e-3, checkpoint_every=30,
+        gradient_checkpointing=True, dropout=dict.fromkeys(("text", "words", "image", "all"), 0.1),
+        validation={"every": 30, "samples": 8, "pictures": 1, "steps": 2},
+    )  # fmt: skip
     return studio / "run"
 
 
@@ -228,7 +120,7 @@ def test_from_pictures_in_bf16_the_same_is_learned_as_from_features(studio: Path
         "resolution": 64,
         "precision": "bf16",
     }
-    common = {"start": None, "projector": "released", "steps": 2, "log_every": 1, "checkpoint_every": 2}
+    common = {"projector": "released", "steps": 2, "log_every": 1, "checkpoint_every": 2}
     for name, changes in {"pictures": raw, "features": {}}.items():
         AcceleratorState._reset_state()  # another precision in the same process is refused otherwise
         train(studio, tmp_path / name, **common, **changes)
@@ -238,3 +130,49 @@ def test_from_pictures_in_bf16_the_same_is_learned_as_from_features(studio: Path
     ]
     assert len(logs[0]) == 2
     assert logs[0] == pytest.approx(logs[1], rel=0.02)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(studio: Path, tmp_path: Path) -> None:
+    settings = {"projector": "released", "steps": 6, "checkpoint_every": 2}
+    arguments = command(studio, tmp_path / "killed", **settings)
+    process = subprocess.Popen(arguments, env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "killed" / "checkpoints"
+    while not checkpoints.path_of(folder, 2).exists():
+        assert process.poll() is None, "it ended before its first checkpoint"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not checkpoints.path_of(folder, 6).exists(), "it was killed too late"
+    runs = [train(studio, tmp_path / name, **settings) for name in ("killed", "whole")]
+    assert runs[0].keys() == runs[1].keys()
+    assert all(torch.equal(weight, runs[1][key]) for key, weight in runs[0].items())
+    states = [moments(tmp_path / name) for name in ("killed", "whole")]
+    assert all(torch.equal(states[0][key][part], own[part]) for key, own in states[1].items() for part in own)
+
+
+def test_pictures_are_evaluated(run_folder: Path, studio: Path, base: FrozenBase) -> None:
+    """A start that adds nothing gives diffusers' own picture; the trained one another, by instruction."""
+    from diffusers import StableDiffusion3Pipeline
+
+    export(ExportConfig(run=run_folder, out=studio / "own.safetensors"))
+    rows = {"start": {"all": studio / "start.safetensors"}, "own": {"all": studio / "own.safetensors"}}
+    config = EvaluateConfig(
+        data=[studio / "data" / task.value for task in TASKS], base=studio / "base", image_encoder=studio / "clip",
+        scorer=studio / "clip", resolution=64, steps=3, samples=1, device="cpu", rows=rows, out=studio / "evaluation",
+    )  # fmt: skip
+    evaluate.run(config)
+    made = {
+        (row, task): pixels((config.out / row / task.value / "00000.jpg").read_bytes())
+        for row in rows
+        for task in TASKS
+    }
+    case = evaluate.held_out(config)[Task.STYLE][0]
+    pipe = StableDiffusion3Pipeline.from_pretrained(studio / "base", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(case.seed))
+    size = {"height": 64, "width": 64, "num_inference_steps": 3, "guidance_scale": 6.0, "max_sequence_length": 77}
+    plain = pipe(case.sample.prompt, negative_prompt="", latents=noise, output_type="np", **size).images[0]
+    assert_alike(made["start", Task.STYLE], 255 * plain)
+    for task in TASKS:
+        assert np.abs(made["own", task] - made["start", task]).mean() > 0.5
+    assert all(f"| {row} |" in (config.out / "table.md").read_text() for row in rows)

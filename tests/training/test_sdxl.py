@@ -15,8 +15,8 @@ from ipadapter_instruct_core.guidance import Row, simple_coefficients
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from safetensors.torch import load_file
-from shards_of_photographs import save_shards
-from tiny_base import POOLED, WIDTH, WIDTH_2, NoAdapter, save_open_clip, save_sd15, save_sdxl
+from studios import encode, furnish
+from tiny_base import POOLED, WIDTH, WIDTH_2, NoAdapter, save_sd15, save_sdxl
 from training.datasets.shards import Tally
 from training.debug import save_ip_adapter_plus
 from training.features.draws import Draw, Dropped
@@ -46,23 +46,10 @@ SHORT = {
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``base``, ``clip``, ``data/TASK``, ``features``, and ``start.safetensors``, an IPAdapter+."""
-    from training.features import encode
-
     folder = tmp_path_factory.mktemp("studio")
     save_sdxl(folder / "base")
-    save_open_clip(folder / "clip")
-    data = [save_shards(folder / "data" / task.value, task) for task in TASKS]
-    encode.run(
-        encode.EncodeConfig(
-            data=data,
-            out=folder / "features",
-            base=folder / "base",
-            image_encoder=folder / "clip",
-            resolution=64,
-            precision="fp32",
-            device="cpu",
-        )
-    )
+    furnish(folder, TASKS)
+    encode(folder, TASKS)
     layers = cross_attentions(load_base(folder / "base").unet)
     assert [number for number, _ in layers] == list(range(1, 16, 2))
     save_ip_adapter_plus(folder / "start.safetensors", folder / "base")

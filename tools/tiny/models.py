@@ -50,6 +50,8 @@ TINY_NAMES = {
 MIN_CHECKPOINT = "tiny-sd15-min.ckpt"
 MIN_ADAPTER = "tiny-instruct-min.bin"
 MIN_PAPER_ADAPTER = "tiny-instruct-paper-min.bin"
+# SD3.5, for which nobody has published an adapter.
+SD35_CHECKPOINT, SD35_ADAPTER = "tiny-sd35.ckpt", "tiny-instruct-sd35.bin"
 
 ADAPTER_WIDTH = 768
 OPEN_CLIP_WIDTH, OPEN_CLIP_LAYERS, OPEN_CLIP_SIZE, OPEN_CLIP_PATCH = 64, 2, 224, 28
@@ -76,6 +78,8 @@ def make_tiny_models(models: Path) -> Path:
     _save(models / "checkpoints" / TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"], sd3_checkpoint(seed=13))
     _save(models / "controlnet" / TINY_NAMES["sd3_controlnet_canny.safetensors"], sd3.controlnet(seed=14))
     _save(adapters / TINY_NAMES["ip-adapter-instruct-sd3.bin"], sd3.adapter(seed=15))
+    _save(models / "checkpoints" / SD35_CHECKPOINT, sd3_checkpoint(seed=13, normed=True))
+    _save(adapters / SD35_ADAPTER, sd3.adapter(seed=16, normed=True))
     own = {"prompt_layers": False, "image": OPEN_CLIP_WIDTH}
     for seed, name, width in ((10, "my_adapter", OPEN_CLIP_WIDTH), (11, "ip-adapter-plus_sd15", None)):
         _save(adapters / TINY_NAMES[f"{name}.safetensors"], adapter(FULL_UNET, seed, **own, instruction=width))

@@ -1,4 +1,4 @@
-"""Tiny SD3: a checkpoint, a ControlNet and an adapter in the layouts of the real files, with four blocks of 256."""
+"""Tiny SD3 and SD3.5: checkpoints, a ControlNet and adapters in the real files' layouts, with four blocks of 256."""
 
 from __future__ import annotations
 
@@ -33,13 +33,17 @@ def controlnet(seed: int) -> dict[str, torch.Tensor]:
     return weights | {"pos_embed.pos_embed": _positions(seed)}
 
 
-def adapter(seed: int, width: int = WIDTH) -> dict[str, dict[str, torch.Tensor]]:
-    """The released layout: {"image_proj": ..., "ip_adapter": ...}, its projector ``width`` wide."""
+def adapter(seed: int, width: int = WIDTH, normed: bool = False) -> dict[str, dict[str, torch.Tensor]]:
+    """The released layout: {"image_proj": ..., "ip_adapter": ...}, its projector ``width`` wide; or, with ``normed``
+    keys, SD3.5's."""
     projector = projector_shapes(width, output=TEXT)
     big = {key.replace("_out.", "_out_big.") if key.count(".") == 1 else key: projector[key] for key in projector}
-    layers = {f"{n}.{name}.weight": (WIDTH, WIDTH) for n in range(0, BLOCKS, 2) for name in SQUARES}
+    squares = dict.fromkeys(SQUARES, (WIDTH, WIDTH))
+    layer = {"to_k_ip": (WIDTH, TEXT), "to_v_ip": (WIDTH, TEXT), "norm_k_ip": (64,)} if normed else squares
+    layers = {f"{n}.{name}.weight": shape for n in range(0, BLOCKS, 2) for name, shape in layer.items()}
+    projector = projector if normed else big
     return {
-        "image_proj": strided_weights(big, lambda key: 2.0 if key.endswith("to_out.weight") else 1.0, seed),
+        "image_proj": strided_weights(projector, lambda key: 2.0 if key.endswith("to_out.weight") else 1.0, seed),
         "ip_adapter": strided_weights(layers, lambda key: 1.0, seed + 1000),
     }
 

@@ -122,7 +122,7 @@ def _load_adapters(
     for path in {path for files in config.rows.values() for path in files.values()}:
         adapters[path] = load(path).float()
         own = adapters[path].config
-        check_fit(path.name, own, widths, layers)
+        check_fit(path.name, own, widths, layers, encoders.base.kind)
         if own.follows_instructions and own.instruction_encoder is not given:
             raise ValueError(
                 f"{path.name} reads instructions by {own.instruction_encoder.value}, not {given.value}; "

@@ -11,10 +11,17 @@ import torch
 from ipadapter_instruct_core.config import Base
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from training.frozen.base_files import TEXT_ENCODERS, read_folder, read_single_file, single_file_kind, t5_tokenizer
+from training.frozen.base_files import (
+    SD3_LIKE,
+    TEXT_ENCODERS,
+    read_folder,
+    read_single_file,
+    single_file_kind,
+    t5_tokenizer,
+)
 
 BASE_CONFIGS = Path(__file__).parent / "base_configs"
-LATENT_CHANNELS = {Base.SD15: 4, Base.SDXL: 4, Base.SD3: 16}
+LATENT_CHANNELS = {Base.SD15: 4, Base.SDXL: 4, **dict.fromkeys(SD3_LIKE, 16)}
 TEXT_LENGTH = 77  # T5's too: ComfyUI pads to it, and SD3 was trained with it
 PADDING = (49407, 0, 0)  # CLIP-L's, which is its end token, that of the second text encoder, and T5's
 
@@ -89,7 +96,7 @@ class FrozenBase:
         if self.kind is Base.SD15:
             return TextStates(prompt, prompt, None)
         hidden = torch.cat([out.hidden_states[-2] for out in outs[:2]], dim=-1)
-        if self.kind is Base.SD3:
+        if self.kind in SD3_LIKE:
             t5 = outs[2].last_hidden_state.to(hidden)
             hidden = torch.cat([pad(hidden, (0, t5.shape[-1] - hidden.shape[-1])), t5], dim=1)
             return TextStates(hidden, prompt, torch.cat([out.text_embeds for out in outs[:2]], dim=-1))
@@ -119,7 +126,7 @@ class FrozenBase:
         if pooled is None:
             return None
         pooled = pooled.to(self.device, dtype)
-        if self.kind is Base.SD3:
+        if self.kind in SD3_LIKE:
             return {"pooled_projections": pooled}
         return {"text_embeds": pooled, "time_ids": self.size_condition(pixels, len(pooled)).to(dtype)}
 

@@ -1,5 +1,6 @@
 """A base model's parts, read strictly from a diffusers folder or a single-file checkpoint; nothing is downloaded."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,12 @@ PIPELINES = {
     "StableDiffusionXLPipeline": Base.SDXL,
     "StableDiffusion3Pipeline": Base.SD3,
 }
+SD3_LIKE = (Base.SD3, Base.SD35)  # the same autoencoder, text encoders and flow
 T5 = "text_encoder_3"
 TEXT_ENCODERS = {
     Base.SD15: ("text_encoder",),
     Base.SDXL: ("text_encoder", "text_encoder_2"),
-    Base.SD3: ("text_encoder", "text_encoder_2", T5),
+    **dict.fromkeys(SD3_LIKE, ("text_encoder", "text_encoder_2", T5)),
 }
 UNET_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 # What else a whole single-file checkpoint holds, by the beginning of its keys.
@@ -44,7 +46,7 @@ class Parts(NamedTuple):
 
 
 def folder_kind(path: Path) -> Base:
-    """Raises ValueError where a folder is no SD1.5, SDXL or SD3 pipeline in diffusers' layout."""
+    """Raises ValueError where a folder is no SD1.5, SDXL, SD3 or SD3.5 pipeline in diffusers' layout."""
     from diffusers import DiffusionPipeline
 
     if not (path / "model_index.json").is_file():
@@ -55,19 +57,25 @@ def folder_kind(path: Path) -> Base:
         raise ValueError(f"{path / 'model_index.json'} cannot be read; download the folder again.") from error
     if name not in PIPELINES:
         raise ValueError(f"{path} is a {name}; adapters are trained on SD1.5, SDXL and SD3 pipelines.")
-    return PIPELINES[name]
+    kind = PIPELINES[name]
+    return Base.SD35 if kind is Base.SD3 and _norms_queries(path / "transformer" / "config.json") else kind
+
+
+def _norms_queries(config: Path) -> bool:
+    """SD3.5's pipeline has SD3's name. A config that cannot be read is told of where the transformer is read."""
+    try:
+        return json.loads(config.read_text(encoding="utf-8")).get("qk_norm") is not None
+    except (OSError, ValueError):
+        return False
 
 
 def read_folder(path: Path, with_unet: bool, with_t5: bool = True) -> Parts:
     """Raises ValueError where a part is missing, damaged or incomplete; the sentence names it."""
     kind = folder_kind(path)
-    flow = kind is Base.SD3
-    unet = _read_part(path, "transformer" if flow else "unet", kind) if with_unet else None
-    if unet is not None and flow and unet.config.qk_norm is not None:
-        raise ValueError(f"{path} is an SD3.5; adapters are trained on SD3 medium, whose queries are not normed.")
+    flow = kind in SD3_LIKE
     return Parts(
         kind=kind,
-        unet=unet,
+        unet=_read_part(path, "transformer" if flow else "unet", kind) if with_unet else None,
         vae=_read_part(path, "vae", kind),
         text_encoders=tuple(_read_part(path, name, kind) for name in TEXT_ENCODERS[kind] if name != T5 or with_t5),
         schedule=_flow_schedule(path) if flow else _schedule(path),
@@ -80,7 +88,7 @@ def _read_part(path: Path, name: str, kind: Base) -> nn.Module:
     from safetensors import SafetensorError
 
     tiny = "AutoencoderTiny" in _config_file(path, name).read_text(encoding="utf-8")
-    projects = kind is Base.SD3  # there, both CLIP encoders do
+    projects = kind in SD3_LIKE  # there, both CLIP encoders do
     kinds = {
         "unet": diffusers.UNet2DConditionModel,
         "transformer": diffusers.SD3Transformer2DModel,
@@ -135,7 +143,8 @@ def _flow_schedule(path: Path) -> Any:
     config = FlowMatchEulerDiscreteScheduler.load_config(path, subfolder="scheduler")
     if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler" or config.get("use_dynamic_shifting"):
         raise ValueError(
-            f"{path} follows the noise schedule of {config.get('_class_name')}, not SD3's; give SD3 medium's folder."
+            f"{path} follows the noise schedule of {config.get('_class_name')}, not SD3's; give SD3 medium's folder or "
+            "SD3.5's."
         )
     return FlowMatchEulerDiscreteScheduler.from_config(config)
 

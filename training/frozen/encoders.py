@@ -25,7 +25,7 @@ class EncoderPaths(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base: Path
-    """Base model: a diffusers folder (SD1.5, SDXL or SD3), or a single-file .safetensors checkpoint (SD1.5 or SDXL)."""
+    """Base model: a diffusers folder, or of SD1.5 and SDXL a single-file .safetensors checkpoint."""
     image_encoder: Path
     """CLIP ViT-H/14 image tower: an open_clip file or folder, or a transformers folder."""
     instruction_encoder: str = CLIP_L

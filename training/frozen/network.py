@@ -1,4 +1,4 @@
-"""The frozen network that makes pictures, whichever it is: a UNet, or SD3's transformer."""
+"""The frozen network that makes pictures, whichever it is: a UNet, or the transformer of SD3 or SD3.5."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,8 +23,9 @@ def prepare(network: nn.Module) -> list[tuple[int, int]]:
 
 
 def embedding(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """How adapter tokens come to a network: through SD3's embedding of the text, and to a UNet as they are."""
-    if not is_joint(network):
+    """How adapter tokens come to a network: through SD3's embedding of the text, and to SD3.5 and a UNet as they
+    are."""
+    if not is_joint(network) or transformer.norms_queries(network):
         return lambda tokens: tokens
     embedder = network.context_embedder
     return lambda tokens: embedder(tokens.to(embedder.weight.dtype)).to(tokens.dtype)
@@ -35,7 +36,7 @@ def sites(
 ) -> Sites:
     """What a network reads of adapter tokens [B, T, O]; ``embed`` as `embedding` gives it."""
     pairs = adapter.key_values(tokens, embed)
-    if adapter.config.form is Form.JOINT:
+    if adapter.config.form is not Form.CROSS:
         return [Site(layer, *pair, weight) for layer, pair in zip(adapter.layers, pairs, strict=True)]
     return [(keys, values * weight) for keys, values in pairs]
 

@@ -1,11 +1,11 @@
-"""A frozen diffusers SD3 transformer whose joint attentions also attend to adapter tokens."""
+"""A frozen diffusers SD3 or SD3.5 transformer whose joint attentions also attend to adapter tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from ipadapter_instruct_core.attention import split_heads
-from ipadapter_instruct_core.image_kv import JointKeyValue
+from ipadapter_instruct_core.image_kv import Layer
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -19,7 +19,7 @@ class Site(NamedTuple):
         weight: of the addition.
     """
 
-    layer: JointKeyValue
+    layer: Layer
     keys: Tensor
     values: Tensor
     weight: float = 1.0
@@ -28,7 +28,8 @@ class Site(NamedTuple):
 class JointAttention:
     """A diffusers attention processor: the joint attention of image and text, plus the core's own addition.
 
-    ``place`` is the block's in an adapter's key order, None for the blocks without a layer.
+    ``place`` is the block's in an adapter's key order, None for the blocks without a layer, and for the second
+    attention of some of SD3.5's, which is of the image alone.
     """
 
     def __init__(self, place: int | None) -> None:
@@ -38,17 +39,21 @@ class JointAttention:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         sites: Sequence[Site] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor] | Tensor:
         """Image [B, N, width] and text [B, L, width] -> the same after the output projections."""
-        assert attention_mask is None and attn.norm_q is None
-        of_image, of_text = (attn.to_q, attn.to_k, attn.to_v), (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-        queries, keys, values = (
-            torch.cat([one(hidden_states), other(encoder_hidden_states)], dim=1)
-            for one, other in zip(of_image, of_text, strict=True)
-        )
+        assert attention_mask is None
+        norms = (attn.norm_q, attn.norm_k)
+        streams = [_projected(hidden_states, (attn.to_q, attn.to_k, attn.to_v), norms, attn.heads)]
+        if encoder_hidden_states is not None:
+            projections, norms = (
+                (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
+                (attn.norm_added_q, attn.norm_added_k),
+            )
+            streams.append(_projected(encoder_hidden_states, projections, norms, attn.heads))
+        queries, keys, values = (torch.cat(parts, dim=1) for parts in zip(*streams, strict=True))
         heads = [split_heads(part, attn.heads) for part in (queries, keys, values)]
         out = scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
         count = hidden_states.shape[1]
@@ -56,12 +61,23 @@ class JointAttention:
             out = out + _addition(sites[self.place], queries, out, attn.heads, count).to(out.dtype)
         image, text = out[:, :count], out[:, count:]
         image = attn.to_out[1](attn.to_out[0](image))
+        if encoder_hidden_states is None:
+            return image
         return image, text if attn.context_pre_only else attn.to_add_out(text)
+
+
+def _projected(
+    states: Tensor, projections: Sequence[nn.Module], norms: Sequence[nn.Module | None], heads: int
+) -> Iterator[Tensor]:
+    """Queries, keys and values [B, P, width]; the first two normed, head by head, where the base does that."""
+    for project, norm in zip(projections, (*norms, None), strict=True):
+        part = project(states)
+        yield part if norm is None else norm(part.unflatten(-1, (heads, -1))).flatten(2)
 
 
 def _addition(site: Site, queries: Tensor, out: Tensor, heads: int, count: int) -> Tensor:
     """In the layer's precision, which is a trained one's float32, or what autocast makes of it."""
-    dtype = site.layer.proj_ip.weight.dtype
+    dtype = next(site.layer.parameters()).dtype
     keys, values = (split_heads(part.to(dtype), heads) for part in (site.keys, site.values))
     return site.weight * site.layer.addition(queries.to(dtype), out.to(dtype), keys, values, slice(count))
 
@@ -72,12 +88,19 @@ def adapted_blocks(transformer: nn.Module) -> list[tuple[int, int]]:
     return [(number, blocks[number].attn.to_q.out_features) for number in range(0, len(blocks), 2)]
 
 
+def norms_queries(transformer: nn.Module) -> bool:
+    """Whether it is SD3.5's."""
+    return transformer.config.qk_norm is not None
+
+
 def prepare_transformer(transformer: nn.Module) -> list[tuple[int, int]]:
-    """Put our processors into every block; returns `adapted_blocks`."""
+    """Put our processors into every attention; returns `adapted_blocks`."""
     layers = adapted_blocks(transformer)
     place = {number: place for place, (number, _) in enumerate(layers)}
     for number, block in enumerate(transformer.transformer_blocks):
         block.attn.set_processor(JointAttention(place.get(number)))
+        if block.attn2 is not None:
+            block.attn2.set_processor(JointAttention(None))
     return layers
 
 

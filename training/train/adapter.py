@@ -22,6 +22,7 @@ SCRATCH = {
     Base.SD3: AdapterConfig(
         width=1280, heads=20, output_width=4096, base=Base.SD3, form=Form.JOINT, output_suffix="_big"
     ),
+    Base.SD35: AdapterConfig(width=1280, heads=20, output_width=4096, base=Base.SD35, form=Form.IMAGE_STREAM),
 }
 
 
@@ -61,12 +62,12 @@ def start_adapter(
     """The adapter that training starts from.
 
     IPAdapter+ weights get new layers that leave them as they are at first (Sec. 3.5); instruct weights go on as they
-    are; without a file, everything starts at random, but on SD3 so that the adapter equals its base.
+    are; without a file, everything starts at random, but on SD3 and SD3.5 so that the adapter equals its base.
 
     Args:
         widths: of the features: ``image``, ``instruction``, ``prompt``, and ``text``, the UNet's context.
         layers: the base's attentions that layers add to, as `network.prepare` lists them.
-        network: the base's, whose own keys and values SD3's layers start from; not read on others.
+        network: the base's, whose own keys and values the layers of SD3 and SD3.5 start from; not read on others.
 
     Raises:
         ValueError: the file does not fit the base, the features or the projector asked for.
@@ -87,12 +88,12 @@ def start_adapter(
         )
         adapter = Adapter(config)
         adapter.image_proj.initialise_new_layers(generator)
-        if config.form is Form.JOINT:
+        if config.form is not Form.CROSS:
             assert network is not None
-            initialise_joint_layers(adapter, network)
+            initialise_layers(adapter, network)
         return adapter
     adapter = load(start).float()
-    check_fit(start.name, adapter.config, {**widths, "instruction": None, "prompt": None}, layers)
+    check_fit(start.name, adapter.config, {**widths, "instruction": None, "prompt": None}, layers, kind)
     if adapter.config.follows_instructions:
         _check_encoder(start.name, adapter.config, instruction_encoder)
     elif instruction_width is not None:
@@ -117,27 +118,39 @@ def _check_encoder(name: str, config: AdapterConfig, encoder: InstructionEncoder
 
 
 @torch.no_grad()
-def initialise_joint_layers(adapter: Adapter, network: nn.Module) -> None:
-    """Start as the authors' SD3 layers do: keys and values are the block's own, outputs are zero, so that nothing is
-    added, and tokens are handed on as they are."""
+def initialise_layers(adapter: Adapter, network: nn.Module) -> None:
+    """Start the layers of SD3 or SD3.5 so that nothing is added, with keys that the base's own queries know."""
+    start = _start_joint_layer if adapter.config.form is Form.JOINT else _start_image_stream_layer
     for number, layer in adapter.ip_adapter.items():
-        attention = network.transformer_blocks[int(number)].attn
-        own = {
-            layer.to_k_ip: attention.to_k,
-            layer.to_v_ip: attention.to_v,
-            layer.add_k_proj_ip: attention.add_k_proj,
-            layer.add_v_proj_ip: attention.add_v_proj,
-        }
-        for ours, theirs in own.items():
-            ours.weight.copy_(theirs.weight)
-        nn.init.zeros_(layer.proj_ip.weight)
-        nn.init.zeros_(layer.proj_encoder_hidden_states_ip.weight)
-        nn.init.eye_(layer.proj_encoder_passthrough_ip.weight)
+        start(layer, network.transformer_blocks[int(number)].attn, network.context_embedder)
+
+
+def _start_joint_layer(layer: Any, attention: Any, embedder: nn.Linear) -> None:
+    """As the authors' SD3 layers do: keys and values are the block's own, outputs are zero, and tokens are handed on as
+    they are."""
+    own = {
+        layer.to_k_ip: attention.to_k,
+        layer.to_v_ip: attention.to_v,
+        layer.add_k_proj_ip: attention.add_k_proj,
+        layer.add_v_proj_ip: attention.add_v_proj,
+    }
+    for ours, theirs in own.items():
+        ours.weight.copy_(theirs.weight)
+    nn.init.zeros_(layer.proj_ip.weight)
+    nn.init.zeros_(layer.proj_encoder_hidden_states_ip.weight)
+    nn.init.eye_(layer.proj_encoder_passthrough_ip.weight)
+
+
+def _start_image_stream_layer(layer: Any, attention: Any, embedder: nn.Linear) -> None:
+    """Keys are those that the block makes of text, embedding and norm included; values are zero."""
+    layer.to_k_ip.weight.copy_(attention.add_k_proj.weight @ embedder.weight)
+    layer.norm_k_ip.weight.copy_(attention.norm_added_k.weight)
+    nn.init.zeros_(layer.to_v_ip.weight)
 
 
 def losses(unet: nn.Module, adapter: nn.Module, schedule: Any, batch: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     """Loss of each sample, [B] (Sec. 3.5: as IPAdapter): of the predicted noise, or of v where the base predicts that,
-    or on SD3 of the velocity (flow matching, Esser et al. 2024).
+    or on SD3 and SD3.5 of the velocity (flow matching, Esser et al. 2024).
 
     Args:
         unet: frozen, prepared by `network.prepare`.

@@ -46,7 +46,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base: Path
-    """Frozen base model: a diffusers folder (SD1.5, SDXL, SD3), or a single-file .safetensors checkpoint (not SD3)."""
+    """Frozen base model: a diffusers folder, or of SD1.5 and SDXL a single-file .safetensors checkpoint."""
     base_config: Path | None = None
     """For a single-file base that is no plain SD1.5 or SDXL: a diffusers folder with its configurations."""
     out: Path

@@ -57,7 +57,7 @@ def test_a_config_says_how_it_is_run_and_parses(config: Path) -> None:
     texts = [value for value in _leaves(tomllib.loads(config.read_text())) if isinstance(value, str)]
     assert not any(text.startswith(("/", "~", ".")) for text in texts), "a path of somebody's machine"
     assert config.parent.name in ("configs", {"figures": "evaluate"}.get(verb, verb))
-    if config.stem not in ("debug", "debug_sd3", "walk") and verb == "train":
+    if config.stem not in ("debug", "debug_sd3", "debug_sd35", "walk") and verb == "train":
         assert parsed.out.name == config.stem, "two configs would share a run"
 
 
@@ -112,7 +112,8 @@ def test_what_one_config_writes_another_reads() -> None:
     same = ("base", "image_encoder", "instruction_encoder")
     assert [getattr(encode, name) for name in same] == [getattr(evaluate, name) for name in same]
     encoding = "training/configs/encode/sd15.toml"
-    for name in ("train/released_sd15", "train/sdxl", "train/sd3"):  # their features: this, with options in their heads
+    for name in ("train/released_sd15", "train/sdxl", "train/sd3", "train/sd35"):
+        # Their features: this, with options in their heads.
         head, config = " ".join(head_of(ROOT / "training" / "configs" / f"{name}.toml")), settings(name)
         changed, _ = read_config("encode", [str(ROOT / encoding), *shlex.split(head[head.index(encoding) :])[1:]])
         assert (changed.out, changed.base) == (config.features, config.base)
@@ -207,16 +208,21 @@ def test_the_walk_makes_a_table_and_every_figure(walk) -> None:
         assert np.asarray(Image.open(path).convert("L")).std() > 8, "an empty picture"
 
 
-def test_the_walk_has_a_variant_for_sd3(walk) -> None:
-    """Of a start that equals the base, to a file in the released layout."""
+LAYERS = {"sd3": ("joint", ((0, 32), (2, 32))), "sd35": ("image-stream", ((0, 64), (2, 64)))}
+
+
+def test_the_walk_has_variants_for_sd3_and_sd35(walk) -> None:
+    """Of a start that equals the base, to a file in the released layout, on the same features."""
     folder, verb = walk
     verb("encode", "training/configs/encode/debug_sd3.toml")
-    verb("train", "training/configs/train/debug_sd3.toml")
-    verb("export", "--run", "debug/run-sd3", "--out", "debug/adapter-sd3.safetensors")
-    validation = [json.loads(line) for line in (folder / "run-sd3" / "validation.jsonl").read_text().splitlines()]
-    losses = [sum(line[task]["loss"] for task in PAPERS_TASKS) for line in validation]
-    assert losses[-1] < losses[0]
-    for path in (folder / "run-sd3" / "validation" / "step-00000060").iterdir():
-        assert np.asarray(Image.open(path).convert("L")).std() > 8, "an empty picture"
-    config = load(folder / "adapter-sd3.safetensors").config
-    assert (config.base.value, config.form.value, config.layers) == ("sd3", "joint", ((0, 32), (2, 32)))
+    for name, (form, layers) in LAYERS.items():
+        run = folder / f"run-{name}"
+        verb("train", f"training/configs/train/debug_{name}.toml")
+        verb("export", "--run", f"debug/run-{name}", "--out", f"debug/adapter-{name}.safetensors")
+        validation = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+        losses = [sum(line[task]["loss"] for task in PAPERS_TASKS) for line in validation]
+        assert losses[-1] < losses[0]
+        for path in max((run / "validation").iterdir()).iterdir():
+            assert np.asarray(Image.open(path).convert("L")).std() > 8, "an empty picture"
+        config = load(folder / f"adapter-{name}.safetensors").config
+        assert (config.base.value, config.form.value, config.layers) == (name, form, layers)

@@ -33,14 +33,14 @@ def save_twin(folder: Path, layout: UNetLayout, seed: int) -> Path:
     return folder
 
 
-def save_sd3_twin(folder: Path, seed: int) -> Path:
-    """`tools.tiny.models.sd3_checkpoint(seed)` as a StableDiffusion3Pipeline's folder; the text encoders that it lacks
-    are of other weights."""
+def save_sd3_twin(folder: Path, seed: int, normed: bool = False) -> Path:
+    """`tools.tiny.models.sd3_checkpoint(seed, normed)` as a StableDiffusion3Pipeline's folder; the text encoders that
+    it lacks are of other weights."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from tools.tiny.sd3 import TEXT as T5_WIDTH
     from transformers import CLIPTextModelWithProjection
 
-    weights = {key: tensor.clone() for key, tensor in sd3_checkpoint(seed).items()}
+    weights = {key: tensor.clone() for key, tensor in sd3_checkpoint(seed, normed).items()}
     latents = {"latent_channels": LATENT, "scaling_factor": LATENT_SCALE, "shift_factor": LATENT_SHIFT}
     words = _part(weights, "text_encoders.clip_l.transformer.") | {"text_projection.weight": torch.eye(TEXT)}
     pipe = StableDiffusion3Pipeline(
@@ -62,6 +62,8 @@ def sd3_transformer(weights: dict[str, torch.Tensor], folder: Path, blocks: int,
     """diffusers' transformer with the weights of a host's; ``folder`` takes its configuration."""
     from diffusers import SD3Transformer2DModel
 
+    second = [number for number in range(blocks) if f"joint_blocks.{number}.x_block.attn2.qkv.weight" in weights]
+
     empty = SD3Transformer2DModel(
         num_layers=blocks,
         num_attention_heads=width // 64,
@@ -69,6 +71,8 @@ def sd3_transformer(weights: dict[str, torch.Tensor], folder: Path, blocks: int,
         joint_attention_dim=weights["context_embedder.weight"].shape[1],
         pooled_projection_dim=weights["y_embedder.mlp.0.weight"].shape[1],
         pos_embed_max_size=round(weights["pos_embed"].shape[1] ** 0.5),
+        qk_norm="rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in weights else None,
+        dual_attention_layers=tuple(second),
     )
     empty.save_config(folder / "transformer")
     names = {"config": str(folder), "subfolder": "transformer", "local_files_only": True}

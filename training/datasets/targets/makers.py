@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from training.datasets.targets.settings import Generation, InstantStyle, Scribble, TargetMaker
 from training.frozen.base import FrozenBase, load_base
+from training.frozen.base_files import SD3_LIKE
 from training.frozen.encoders import picture_tensor, read_whole
 from training.frozen.sampling import Conditioning, initial_noise, sample, to_pictures
 from training.frozen.unet import ImageKeyValues, prepare_unet
@@ -58,9 +59,10 @@ class Generator:
         self.settings = settings
         self.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self.base: FrozenBase = load_base(settings.base, settings.base_config)
-        if self.base.kind is Base.SD3:
+        if self.base.kind in SD3_LIKE:
             raise ValueError(
-                f"{settings.base} is SD3; pictures of prompts are made with SD1.5 or SDXL, so give one of these."
+                f"{settings.base} is {self.base.kind.label}; pictures of prompts are made with SD1.5 or SDXL, so give "
+                "one of these."
             )
         self.coefficients = simple_coefficients(settings.guidance)
         self.layers = prepare_unet(self.base.unet)

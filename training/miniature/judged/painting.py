@@ -94,7 +94,8 @@ def load_models(rows: Mapping[str, str], folder: Path, device: torch.device) -> 
         for task, file in files_of(row, path).items():
             if file not in opened:
                 adapter = load(file).float()
-                check_fit(file.name, adapter.config, encoders[adapter.config.instruction_encoder].widths(), layers)
+                widths = encoders[adapter.config.instruction_encoder].widths()
+                check_fit(file.name, adapter.config, widths, layers, both.base.kind)
                 opened[file] = Loaded(adapter.to(device).requires_grad_(False).eval(), sha256(file))
             adapters[row, task] = opened[file]
     dropped = {kind: one.rows() for kind, one in encoders.items()}
