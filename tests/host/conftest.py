@@ -1,11 +1,13 @@
 """The real host in the test's own process, before any test module imports `comfy`, and tiny models on it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import inside
 import pytest
 import torch
+from tools.host.server import ComfyServer
 from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, SD35_ADAPTER, SD35_CHECKPOINT, TINY_NAMES
 
 inside.start()
@@ -44,6 +46,23 @@ def sd35_bench(tiny_models: Path) -> Sd3Bench:
 @pytest.fixture(params=["sd3", "sd35"])
 def flow_bench(request: pytest.FixtureRequest) -> Sd3Bench:
     return request.getfixturevalue(f"{request.param}_bench")
+
+
+@pytest.fixture
+def models_file(server: ComfyServer) -> Iterator[Callable[[str, str, Any], str]]:
+    """Puts a file, of bytes or of weights, into the server's models folder for the length of a test."""
+    made: list[Path] = []
+
+    def put(folder: str, name: str, content: Any) -> str:
+        path = server.models / folder / name
+        path.parent.mkdir(exist_ok=True)
+        made.append(path)
+        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+        return name
+
+    yield put
+    for path in made:
+        path.unlink()
 
 
 @pytest.fixture(autouse=True)

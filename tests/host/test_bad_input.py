@@ -12,6 +12,7 @@ import numpy as np
 import pictures
 import pytest
 import torch
+from bad_graphs import BAD_GRAPHS
 from pictures import CLEARLY, distance, failure, one
 from PIL import Image
 from tools.host.graphs import Graph, node, rewired, text_to_image
@@ -20,13 +21,11 @@ from tools.tiny.adapter_shapes import projector_shapes
 from tools.tiny.models import (
     MIN_ADAPTER,
     MIN_CHECKPOINT,
-    MIN_PAPER_ADAPTER,
     TINY_NAMES,
     adapter_gain,
-    clip_gain,
     lora,
 )
-from tools.tiny.shapes import Shapes, clip_vision_shapes
+from tools.tiny.shapes import Shapes
 from tools.tiny.strided_weights import strided_weights
 
 FULL_CHECKPOINT = TINY_NAMES["v1-5-pruned-emaonly-fp16.safetensors"]
@@ -54,23 +53,6 @@ def the_host_goes_on(server: ComfyServer, reference_picture: str, healthy: np.nd
     """After an error, the very picture that was made before any."""
     yield
     np.testing.assert_array_equal(one(server, adapted(reference_picture)), healthy)
-
-
-@pytest.fixture
-def models_file(server: ComfyServer) -> Iterator[Any]:
-    """Puts a file into the server's models folder for the length of a test."""
-    made: list[Path] = []
-
-    def put(folder: str, name: str, content: Any) -> str:
-        path = server.models / folder / name
-        path.parent.mkdir(exist_ok=True)
-        made.append(path)
-        path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-        return name
-
-    yield put
-    for path in made:
-        path.unlink()
 
 
 # Bad adapter files, chosen in the loader.
@@ -167,19 +149,6 @@ def test_an_empty_models_folder(server: ComfyServer, reference_picture: str) -> 
 # The wrong model beside a good adapter.
 
 
-@FAILS
-@pytest.mark.parametrize("width, layers", [(1024, 24)])
-def test_the_wrong_clip_vision(
-    server: ComfyServer, reference_picture: str, models_file: Any, width: int, layers: int
-) -> None:
-    weights = strided_weights(clip_vision_shapes(width, layers, 768), clip_gain, seed=1)
-    name = models_file("clip_vision", "ViT-L-14.bin", weights)
-    graph = adapted(reference_picture)
-    graph["vision"] = node("CLIPVisionLoader", clip_name=name)
-    message = failure(server, graph, "apply")
-    assert f"{width} wide" in message and "1280 wide" in message and "CLIP-ViT-H-14-laion2B-s32B-b79K" in message
-
-
 def sdxl_adapter() -> dict:
     """An adapter in SDXL's layout: 70 layers of two widths, tokens 2048 wide."""
     projector = projector_shapes(768)
@@ -211,62 +180,13 @@ def test_an_adapter_for_another_number_of_layers(server: ComfyServer, reference_
     assert "(3 attentions)" in message and "SD15 (16)" in message
 
 
-@FAILS
-def test_an_instruction_for_another_adapter(server: ComfyServer, reference_picture: str) -> None:
-    graph = adapted(reference_picture)
-    graph["other"] = node("IPAdapterInstructModelLoader", adapter_name=MIN_PAPER_ADAPTER)
-    graph["instruction"] = rewired(graph["instruction"], adapter=["other", 0])
-    assert "encoded for another adapter; connect the same" in failure(server, graph, "apply")
-
-
-def t5_base() -> dict:
-    """T5-base's encoder, which the host takes for a CLIP of its own."""
-    shapes: Shapes = {"shared.weight": (32128, 768), "encoder.final_layer_norm.weight": (768,)}
-    shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, 12)
-    for block in (f"encoder.block.{i}" for i in range(12)):
-        shapes |= {f"{block}.layer.0.SelfAttention.{name}.weight": (768, 768) for name in "qkvo"}
-        shapes |= {f"{block}.layer.{i}.layer_norm.weight": (768,) for i in (0, 1)}
-        shapes |= {f"{block}.layer.1.DenseReluDense.wi.weight": (3072, 768)}
-        shapes |= {f"{block}.layer.1.DenseReluDense.wo.weight": (768, 3072)}
-    return strided_weights(shapes, lambda key: 1.0, seed=1)
+# What is wrong on any base; on SD3: test_sd3_pictures.py.
 
 
 @FAILS
-def test_a_clip_without_clip_l(server: ComfyServer, reference_picture: str, models_file: Any) -> None:
-    graph = adapted(reference_picture, clip=["t5", 0])
-    graph["t5"] = node(
-        "CLIPLoader", clip_name=models_file("text_encoders", "t5_base.bin", t5_base()), type="stable_audio"
-    )
-    message = failure(server, graph, "instruction")
-    assert "reads CLIP-L, which the connected CLIP does not hold" in message and "clip_l.safetensors" in message
-
-
-@FAILS
-def test_start_that_is_not_before_end(server: ComfyServer, reference_picture: str) -> None:
-    for start, end in ((0.5, 0.5), (0.9, 0.2)):
-        message = failure(server, adapted(reference_picture, start_percent=start, end_percent=end), "apply")
-        assert (
-            f"start_percent ({start:g}) is not before end_percent ({end:g})" in message and "lower the start" in message
-        )
-
-
-# What is no number: otherwise a black picture without a word.
-
-
-@FAILS
-def test_a_reference_of_a_vae_that_overflowed(server: ComfyServer, reference_picture: str) -> None:
-    graph = adapted(reference_picture, image=["overflowed", 0])
-    graph["nan"] = node("LatentMultiply", samples=["latent", 0], multiplier=float("nan"))
-    graph["overflowed"] = node("VAEDecode", samples=["nan", 0], vae=["checkpoint", 2])
-    message = failure(server, graph, "apply")
-    assert "not numbers (NaN or infinite)" in message and "VAE in float32" in message
-
-
-@FAILS
-@pytest.mark.parametrize("name", ["weight", "image_scale"])
-def test_a_setting_that_is_no_number(server: ComfyServer, reference_picture: str, name: str) -> None:
-    message = failure(server, adapted(reference_picture, **{name: float("nan")}), "apply")
-    assert f"{name} is nan" in message
+@pytest.mark.parametrize("kind", BAD_GRAPHS)
+def test_a_graph_that_cannot_go_on(server: ComfyServer, reference_picture: str, models_file: Any, kind: str) -> None:
+    BAD_GRAPHS[kind].told(server, adapted(reference_picture), models_file)
 
 
 # Odd wordings: a picture all the same.

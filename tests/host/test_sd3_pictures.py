@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bad_graphs import BAD_GRAPHS
 from pictures import CLEARLY, adapted, distance, failure, one
 from tools.host.graphs import Graph, node, rewired, text_to_image, with_controlnet
 from tools.host.server import ComfyServer
@@ -111,20 +110,6 @@ def the_host_goes_on(server: ComfyServer, bare: np.ndarray) -> Iterator[None]:
 FAILS = pytest.mark.usefixtures("the_host_goes_on")
 
 
-@pytest.fixture
-def saved(server: ComfyServer) -> Iterator[Any]:
-    made: list[Path] = []
-
-    def put(folder: str, name: str, weights: dict) -> str:
-        made.append(server.models / folder / name)
-        torch.save(weights, made[-1])
-        return name
-
-    yield put
-    for path in made:
-        os.unlink(path)
-
-
 @FAILS
 @pytest.mark.parametrize(
     ("checkpoint", "adapter", "words"),
@@ -140,6 +125,13 @@ def test_base_and_adapter_of_two_families(
 ) -> None:
     message = failure(server, adapted(text_to_image(checkpoint), reference_picture, adapter), "apply")
     assert all(word in message for word in words) and "same family" in message
+
+
+@FAILS
+def test_graphs_that_cannot_go_on(server: ComfyServer, reference_picture: str, models_file: Any) -> None:
+    """All that SD1.5's test makes one by one: they end before anything is sampled."""
+    for bad in BAD_GRAPHS.values():
+        bad.told(server, adapted(plain(), reference_picture, ADAPTER), models_file)
 
 
 def with_nan(weights: dict) -> dict:
@@ -160,8 +152,8 @@ BAD_FILES = {
 
 @FAILS
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_damaged_file(server: ComfyServer, reference_picture: str, saved: Any, kind: str) -> None:
+def test_a_damaged_file(server: ComfyServer, reference_picture: str, models_file: Any, kind: str) -> None:
     damage, words = BAD_FILES[kind]
-    name = saved("ipadapter_instruct", "bad.bin", damage(sd3_adapter(seed=1)))
+    name = models_file("ipadapter_instruct", "bad.bin", damage(sd3_adapter(seed=1)))
     message = failure(server, adapted(plain(), reference_picture, name), "adapter")
     assert words in message and "bad.bin" in message
