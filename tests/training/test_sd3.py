@@ -22,7 +22,8 @@ from training.datasets.sample import encode_picture
 from training.datasets.shards import Tally
 from training.debug import T5_WIDTH, WIDTH, save_sd3, save_sd3_start
 from training.evaluate import evaluate
-from training.evaluate.evaluate import EvaluateConfig
+from training.evaluate.cases import held_out
+from training.evaluate.settings import EvaluateConfig
 from training.features.draws import Draw, Dropped
 from training.features.stored import FeatureSource
 from training.frozen.base import FrozenBase, load_base
@@ -167,7 +168,7 @@ def test_pictures_are_evaluated(run_folder: Path, studio: Path, base: FrozenBase
         for row in rows
         for task in TASKS
     }
-    case = evaluate.held_out(config)[Task.STYLE][0]
+    case = held_out(config)[Task.STYLE][0]
     pipe = StableDiffusion3Pipeline.from_pretrained(studio / "base", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(case.seed))
