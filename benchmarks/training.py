@@ -26,7 +26,7 @@ from training.train.batches import Slots, loader
 
 from .report import Result, parser, results_table, table, write
 from .training_models import WAYS, Settings, Way, all_encoders, floor
-from .training_parts import LOAD, PARTS, REST, Stopwatch, matrix_rate, operations, seconds_of
+from .training_parts import PARTS, REST, matrix_rate, operations, seconds_by_part, seconds_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_OF_ENCODERS = 0.5  # a step from features ÷ one with every encoder, at 256 px on a CPU
@@ -89,15 +89,9 @@ def times(clock: Seconds, processor: Seconds, settings: Settings) -> list[Result
     return found
 
 
-def parts(way: Way, stopwatch: Stopwatch, rounds: int) -> dict[str, float]:
-    """Mean seconds of each part of a step."""
-    steps = [stopwatch.step(way.trainer, way.step) for _ in range(rounds)]
-    return {name: statistics.mean(step[name] for step in steps) for name in steps[0]}
-
-
 def parts_table(name: str, found: Mapping[str, float]) -> list[Result]:
     whole = sum(found.values())
-    order = [part for part in (LOAD, *PARTS, REST) if part in found]
+    order = [part for part in (*PARTS, REST) if part in found]
     rows = [[part, f"{found[part] * 1000:.1f} ms", f"{found[part] / whole:.1%}"] for part in order]
     table(f"Parts of a step {NAMES[name]}", ["", "time", "share"], rows)
     return [Result(f"{NAMES[name]}: {part}, share of the step", found[part] / whole, "") for part in order]
@@ -131,25 +125,23 @@ def unbroken(way: Way, name: str, steps: int, settings: Settings, least: float) 
 def measure(settings: Settings, rounds: int, compiled: bool) -> list[Result]:
     """Everything but peak memory, in this process."""
     models = all_encoders(settings)
-    stopwatch = Stopwatch()
-    with stopwatch:
-        ways = {"features": Way(settings, "features", models.base), "encoders": Way(settings, "encoders", models)}
-        bare = floor(ways["features"], settings)
-        clock, processor = interleave({FLOOR: bare} | {name: way.step for name, way in ways.items()}, rounds)
-        found = times(clock, processor, settings)
-        results_table(title(settings, rounds, ways["features"]), found)
-        for name, way in ways.items():
-            found += parts_table(name, parts(way, stopwatch, max(2, rounds // 2)))
-        step = statistics.median(clock["features"])
-        rate = matrix_rate(settings.device, settings.precision)
-        least = operations(ways["features"].step, settings.device) / rate
-        more = [Result("a large matrix multiplication", rate / 1e12, "TFLOP/s")]
-        more += unbroken(ways["features"], NAMES["features"], rounds, settings, least)
-        more.append(Result("a batch read by one process ÷ a step", read_alone(ways["features"], settings) / step, ""))
-        if compiled:
-            way = Way(settings, "features", models.base, compile=True)
-            way.stretch(0, 3)  # compiles
-            more += unbroken(way, f"{NAMES['features']}, compiled", rounds, settings, least)
+    ways = {"features": Way(settings, "features", models.base), "encoders": Way(settings, "encoders", models)}
+    bare = floor(ways["features"], settings)
+    clock, processor = interleave({FLOOR: bare} | {name: way.step for name, way in ways.items()}, rounds)
+    found = times(clock, processor, settings)
+    results_table(title(settings, rounds, ways["features"]), found)
+    for name, way in ways.items() if settings.device == "cpu" else ():  # a card works on while the marks end
+        found += parts_table(name, seconds_by_part(way.step, max(2, rounds // 2)))
+    step = statistics.median(clock["features"])
+    rate = matrix_rate(settings.device, settings.precision)
+    least = operations(ways["features"].step, settings.device) / rate
+    more = [Result("a large matrix multiplication", rate / 1e12, "TFLOP/s")]
+    more += unbroken(ways["features"], NAMES["features"], rounds, settings, least)
+    more.append(Result("a batch read by one process ÷ a step", read_alone(ways["features"], settings) / step, ""))
+    if compiled:
+        way = Way(settings, "features", models.base, compile=True)
+        way.stretch(0, 3)  # compiles
+        more += unbroken(way, f"{NAMES['features']}, compiled", rounds, settings, least)
     results_table("Steps from features without a break", more)
     return found + more
 

@@ -2,93 +2,43 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import Any
-from unittest import mock
 
 import torch
-import training.train.adapter
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from training.frozen.base import FrozenBase
-from training.frozen.encoders import Encoders
-from training.train.adapter import TrainedAdapter
-from training.train.loop import Trainer
 
-# Each part of a step and where it is done; none of these calls another.
-PARTS: dict[str, tuple[tuple[Any, str], ...]] = {
-    "VAE": ((FrozenBase, "latent_distribution"),),
-    "image encoder": ((Encoders, "image_states"),),
-    "text encoder": ((Encoders, "text_features"),),
-    "instruction encoder": ((Encoders, "instruction_states"),),
-    "adapter forward": ((TrainedAdapter, "forward"),),
-    "UNet forward": ((training.train.adapter, "predict"),),
-    "backward": ((Accelerator, "backward"),),
-    "optimiser": (
-        (Accelerator, "clip_grad_norm_"),
-        (AcceleratedOptimizer, "step"),
-        (AcceleratedOptimizer, "zero_grad"),
-    ),
-}
-LOAD, REST = "load", "rest"
+# The marks of a step, as a trace by `train --profile` has them; none of these lies in another.
+PARTS = (
+    "wait for samples",
+    "autoencoder",
+    "image encoder",
+    "text encoder",
+    "instruction encoder",
+    "adapter",
+    "network",
+    "gradients",
+    "optimizer",
+)
+REST = "rest"
+
+
+def seconds_by_part(step: Callable[[], None], rounds: int) -> dict[str, float]:
+    """Mean seconds of each part of a step on a processor, and of the rest, which makes up the whole."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        whole = statistics.mean(seconds_of(step) for _ in range(rounds))
+    marked = {event.key: event.cpu_time_total / 1e6 / rounds for event in found.key_averages() if event.key in PARTS}
+    return {**marked, REST: whole - sum(marked.values())}
 
 
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-class Stopwatch:
-    """Seconds of each part, summed over the steps taken while it is ``on``. On a card it waits for each part's end.
-
-    Used as a context manager around the making of trainers too, since accelerate keeps hold of methods.
-    """
-
-    def __init__(self) -> None:
-        self.on = False
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.stack = ExitStack()
-
-    def __enter__(self) -> Stopwatch:
-        for part, places in PARTS.items():
-            for owner, name in places:
-                timed = self._timed(part, getattr(owner, name))
-                self.stack.enter_context(mock.patch.object(owner, name, timed))
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.stack.close()
-
-    def _timed(self, part: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def run(*arguments: Any, **named: Any) -> Any:
-            if not self.on:
-                return method(*arguments, **named)
-            synchronize()
-            begun = time.perf_counter()
-            result = method(*arguments, **named)
-            synchronize()
-            self.seconds[part] += time.perf_counter() - begun
-            return result
-
-        return run
-
-    def step(self, trainer: Trainer, step: Callable[[], None]) -> dict[str, float]:
-        """Seconds of each part of one step; the last, the rest, makes up the whole."""
-        self.seconds.clear()
-        waited = trainer.log.waited
-        self.on = True
-        whole = seconds_of(step)
-        self.on = False
-        found = {LOAD: trainer.log.waited - waited, **self.seconds}
-        return {**found, REST: whole - sum(found.values())}
 
 
 def seconds_of(action: Callable[[], Any]) -> float:

@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FEATURES, ENCODERS = "from features", "with every encoder"
-ENCODER_PARTS = {"VAE", "image encoder", "text encoder", "instruction encoder"}
-STEP_PARTS = {"load", "adapter forward", "UNet forward", "backward", "optimiser", "rest"}
+ENCODER_PARTS = {"autoencoder", "image encoder", "text encoder", "instruction encoder"}
+STEP_PARTS = {"wait for samples", "adapter", "network", "gradients", "optimizer", "rest"}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import torch
 from ipadapter_instruct_core.tasks import EVERYTHING_ROW, Task, phrase
 from PIL import Image
 from torch import Tensor
+from torch.profiler import record_function
 from training.datasets.index import Shards
 from training.datasets.sample import Sample
 from training.datasets.shards import MANIFEST, Tally, read_manifest
@@ -197,17 +198,18 @@ def encode_batch(encoders: Encoders, batch: Mapping[str, Any]) -> dict[str, Any]
     raw = ("target_pixels", "condition_pixels", "text", "pooled", "prompt")
     rest = {name: value for name, value in batch.items() if name not in raw}
     eps = rest.pop("latent_noise")
-    mean, deviation = encoders.base.latent_distribution(batch["target_pixels"].to(encoders.base.device))
+    with record_function("autoencoder"):
+        mean, deviation = encoders.base.latent_distribution(batch["target_pixels"].to(encoders.base.device))
     prompts = [batch["text"], batch["pooled"], batch["prompt"]]
     texts = sorted({text for part in prompts for text in part})  # each is encoded once
-    states = encoders.text_features(texts)
+    with record_function("text encoder"):
+        states = encoders.text_features(texts)
     text, pooled, prompt = ([texts.index(text) for text in part] for part in prompts)
     rest |= {"text": states["text"][text], "prompt": states.get("prompt", states["text"])[prompt]}
     if "pooled" in states:
         rest["pooled"] = states["pooled"][pooled]
-    return {
-        **rest,
-        "instruction": encoders.instruction_states(batch["instruction"]),
-        "image": encoders.image_states(batch["condition_pixels"]),
-        "latents": mean + deviation * eps.to(mean.device),
-    }
+    with record_function("instruction encoder"):
+        rest["instruction"] = encoders.instruction_states(batch["instruction"])
+    with record_function("image encoder"):
+        rest["image"] = encoders.image_states(batch["condition_pixels"])
+    return {**rest, "latents": mean + deviation * eps.to(mean.device)}

@@ -10,6 +10,7 @@ from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.checkpoint import load
 from ipadapter_instruct_core.config import AdapterConfig, Base, Form, InstructionEncoder
 from torch import Tensor, nn
+from torch.profiler import record_function
 from training.frozen.fit import check_fit
 from training.frozen.network import Sites, is_joint, predict, sites
 from training.frozen.noise import noised
@@ -45,7 +46,8 @@ class TrainedAdapter(nn.Module):
     ) -> Sites | Tensor:
         """image [B, N, W], instruction and prompt [B, L, W] -> keys and values [B, T, width] of each layer,
         or what ``read`` makes of them."""
-        found = sites(self.adapter, self.adapter.image_proj(image, instruction, prompt), embed=self.embed)
+        with record_function("adapter"):
+            found = sites(self.adapter, self.adapter.image_proj(image, instruction, prompt), embed=self.embed)
         return found if read is None else read(found)
 
 
@@ -165,7 +167,8 @@ def losses(unet: nn.Module, adapter: nn.Module, schedule: Any, batch: Mapping[st
 
     def read(image: Sites | None) -> Tensor:
         text = batch["text"].to(dtype)
-        return predict(unet, mixed.latents.to(dtype), mixed.time, text, image, batch.get("added"))
+        with record_function("network"):
+            return predict(unet, mixed.latents.to(dtype), mixed.time, text, image, batch.get("added"))
 
     prediction = adapter(*states, read=read) if is_joint(unet) else read(adapter(*states))
     return (prediction.float() - mixed.target).pow(2).mean(dim=(1, 2, 3))

@@ -51,7 +51,7 @@ def test_a_trace_names_the_parts_of_the_steps_asked_for(workshop: Path, tmp_path
     train(workshop, out, steps=8, profile=2)
     (trace,) = (out / "profile").iterdir()
     names = [event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]]
-    marks = ("wait for samples", "features", "loss", "gradients", "optimizer")
+    marks = ("wait for samples", "features", "loss", "adapter", "network", "gradients", "optimizer")
     assert {mark: names.count(mark) for mark in marks} == dict.fromkeys(marks, 2 * 2)  # micro-batches
     train(workshop, tmp_path / "plain", steps=1)
     assert not (tmp_path / "plain" / "profile").exists()

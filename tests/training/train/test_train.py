@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from ipadapter_instruct_core.config import Base, InstructionEncoder
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
 from safetensors.torch import load_file
+from shards_of_photographs import save_shards
 from tiny_base import OPEN_CLIP, WIDTH
 from torch import Tensor
 from training.features.draws import Draws, Dropout
@@ -243,6 +246,29 @@ def test_pictures_are_made_a_few_at_once_whatever_their_number(
     assert sizes == [2] * 3 + [1] * 6
     for task, figures in lines[0].items():
         assert lines[1][task] == pytest.approx(figures, abs=2e-3)
+
+
+def test_the_peak_of_memory_is_the_same_for_8_and_for_64_pictures(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of tensors, as the allocator saw it; pictures made all at once would take eight times as much."""
+    data = save_shards(tmp_path / "style", Task.STYLE, count=4, validation=64)
+    raw = {"features": None, "data": [data], "image_encoder": workshop / "clip", "resolution": 64, "steps": 1}
+    call, peaks = validation.Validator.__call__, []
+
+    def measured(validator: validation.Validator, *arguments: Any) -> Any:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:
+            result = call(validator, *arguments)
+        events = [one for one in found.profiler.kineto_results.events() if one.name() == "[memory]"]
+        peaks.append(max(accumulate(one.nbytes() for one in sorted(events, key=lambda one: one.start_ns()))))
+        return result
+
+    monkeypatch.setattr(validation.Validator, "__call__", measured)
+    for pictures in (8, 64):
+        looked = {"every": 1, "samples": 1, "pictures": pictures, "steps": 1, "scorer": workshop / "clip"}
+        train(workshop, tmp_path / str(pictures), validation=looked, **raw)
+    eight, many = peaks
+    assert eight > 1e6 and many < 1.1 * eight
 
 
 def test_the_validation_loss_is_that_of_the_weights(workshop: Path, tmp_path: Path) -> None:
