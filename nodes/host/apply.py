@@ -85,7 +85,8 @@ def _set_chain(patched: ModelPatcher, chain: Chain) -> None:
     patched.model_options["transformer_options"][CHAIN] = chain
     registered: list[Any] = patched.model_options.get("sampler_post_cfg_function", [])
     if chain.may_be_three_way and correct_guidance not in registered:
-        patched.set_model_sampler_post_cfg_function(correct_guidance)
+        # Before other packs' in either order: it is a part of the guidance that they read, rescale or normalise.
+        patched.model_options["sampler_post_cfg_function"] = [correct_guidance, *registered]
     if chain.needs_negative:
         patched.model_options["disable_cfg1_optimization"] = True
 

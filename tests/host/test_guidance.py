@@ -21,6 +21,7 @@ from bench import (
     random,
     simple_guidance,
 )
+from beside import ORDERS, in_order
 
 SCALES = ThreeWay(instruct_scale=2.0, image_scale=1.5)
 
@@ -78,6 +79,21 @@ def test_rescale_cfg_reads_both_predictions(bench: Bench) -> None:
     (ours,) = RescaleCFG().patch(bench.apply(each), 0.7)
     correction = bench.three_way(each, CFG, scales) - simple_guidance(bench, each)
     assert_same(bench.cfg(ours), bench.cfg(plain) + correction, 1e-4)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_normalises_guidance_normalises_ours_in_either_order(bench: Bench, order: str) -> None:
+    def to_the_positives_norm(args: dict) -> torch.Tensor:
+        return args["denoised"] * (args["cond_denoised"].norm() / args["denoised"].norm())
+
+    def patch(model: Any) -> Any:
+        clone = model.clone()
+        clone.set_model_sampler_post_cfg_function(to_the_positives_norm)
+        return clone
+
+    each = bench.application(three_way=SCALES)
+    guided, full = bench.three_way(each, CFG, SCALES), bench.predict(bench.positive, {each: Row.FULL})
+    assert_same(bench.cfg(in_order(bench, order, patch, each)), guided * (full.norm() / guided.norm()), 1e-4)
 
 
 def test_the_scale_is_the_one_that_was_used(bench: Bench) -> None:
@@ -154,7 +170,7 @@ def extra_evaluation(scale: float, of: str) -> Any:
     return add
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("of", "row"), [("cond", Row.FULL), ("uncond", Row.UNCOND)])
 def test_one_list_evaluated_alone(bench: Bench, of: str, row: Any, order: str) -> None:
     each = bench.application(three_way=SCALES)
