@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..ipadapter_instruct_core.tasks import Task, phrase
 from .encode_instruction import encode_instructions, prompts, readers
 from .host.memory import HostedAdapter
-from .host.text import encode_prompt
+from .host.text import encode_prompts
 from .schema import supported
 from .types import CATEGORY, Instruction
 
@@ -74,7 +74,7 @@ class AllTasks(io.ComfyNode):
         return io.NodeOutput(
             encode_instructions(adapter, clip, chosen, prompt, negative_prompt),
             [f"{task.value}: {wording}" for task, wording in chosen],
-            *(encode_prompt(clip, prompt_clip, text) for text in (prompt, negative_prompt)),
+            *encode_prompts(clip, prompt_clip, prompt, negative_prompt),
         )
 
 

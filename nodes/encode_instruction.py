@@ -14,7 +14,7 @@ from ..ipadapter_instruct_core.guidance import Row
 from ..ipadapter_instruct_core.tasks import EVERYTHING_ROW, UNTRAINED, Task, phrase
 from .host import log
 from .host.memory import HostedAdapter
-from .host.text import encode_prompt, encode_text
+from .host.text import encode_prompts, encode_text
 from .schema import supported
 from .types import CATEGORY, Adapter, Instruction
 
@@ -85,7 +85,7 @@ class EncodeInstruction(io.ComfyNode):
         wordings = [(chosen, wording_of(chosen, instruction, subject))]
         return io.NodeOutput(
             *encode_instructions(adapter, clip, wordings, prompt, negative_prompt),
-            *(encode_prompt(clip, prompt_clip, text) for text in (prompt, negative_prompt)),
+            *encode_prompts(clip, prompt_clip, prompt, negative_prompt),
         )
 
 

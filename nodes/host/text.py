@@ -43,8 +43,8 @@ class UnusableConditioning:
     __iter__ = __len__ = __getitem__ = __add__ = __radd__ = _refuse
 
 
-def encode_prompt(clip: Any, prompt_clip: Any, text: str) -> list | UnusableConditioning:
-    """What CLIP Text Encode makes of a prompt, by ``prompt_clip`` where ``clip`` cannot.
+def encode_prompts(clip: Any, prompt_clip: Any, *texts: str) -> list[list | UnusableConditioning]:
+    """What CLIP Text Encode makes of each prompt, by ``prompt_clip`` where ``clip`` cannot.
 
     Raises:
         ValueError: ``prompt_clip`` is an OpenCLIP model.
@@ -55,12 +55,13 @@ def encode_prompt(clip: Any, prompt_clip: Any, text: str) -> list | UnusableCond
             "your checkpoint to prompt_clip."
         )
     if prompt_clip is None and isinstance(clip, HostedOpenClip):
-        return UnusableConditioning(
+        unusable = UnusableConditioning(
             f"{clip.name} reads the instruction only, so there is no positive and no negative; connect the CLIP of "
             "your checkpoint to prompt_clip of the node that encodes the instruction."
         )
+        return [unusable] * len(texts)
     encoder = clip if prompt_clip is None else prompt_clip
-    return encoder.encode_from_tokens_scheduled(encoder.tokenize(text))
+    return [encoder.encode_from_tokens_scheduled(encoder.tokenize(text)) for text in texts]
 
 
 def _encode_open_clip(clip: Any, text: str, config: AdapterConfig) -> Tensor:

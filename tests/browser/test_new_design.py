@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from layout import FILES, assert_nothing_overlaps, each_workflow
+from layout import FILES, assert_is_readable, each_workflow
 from tools.host.page import ComfyPage
 from tools.host.server import ComfyServer
 from tools.tiny.models import with_tiny_names
 from tools.workflows.hint_pictures import INPUTS
 
 NEW_DESIGN = "Comfy.VueNodes.Enabled"
-# Earlier pages have it as an experiment: 1.42 draws all nodes taller than 1.49 does, 1.32 moves them off their places.
-PAGE_WITH_NEW_DESIGN = (1, 49)
+# Earlier pages have it as an experiment: 1.32 moves nodes off their places.
+PAGE_WITH_NEW_DESIGN = (1, 42)
 LEGIBLE = 4.5  # contrast of text, WCAG 2.2, 1.4.3
 # The colours [R, G, B] in 0-255 of each text of a note and of what lies under it, all its ancestors' grounds blended.
 NOTE_COLOURS = """() => {
@@ -59,8 +59,8 @@ def opened(page: ComfyPage, file: Path) -> ComfyPage:
 
 
 @each_workflow
-def test_nothing_overlaps_and_every_node_is_in_a_group(new_page: ComfyPage, file: Path) -> None:
-    assert_nothing_overlaps(opened(new_page, file))
+def test_nothing_overlaps_and_no_wire_runs_behind_a_node(new_page: ComfyPage, file: Path) -> None:
+    assert_is_readable(opened(new_page, file))
     assert new_page.errors == []
 
 
@@ -89,5 +89,24 @@ def test_each_box_says_what_it_is_for(new_page: ComfyPage) -> None:
     page = opened(new_page, file)
     node = page.page.evaluate("() => app.graph.nodes.find(n => n.type === 'IPAdapterInstructEncode').id")
     shown = page.page.locator(f"[data-node-id='{node}']").inner_text()
-    for name in ("own wording (optional)", "subject (object task)", "positive prompt, again", "negative prompt, again"):
+    for name in ("own wording (optional)", "subject (object task)", "positive prompt", "negative prompt"):
         assert name in shown
+
+
+def test_the_scales_are_shown_where_three_way_is_chosen(new_page: ComfyPage) -> None:
+    """On the node where it is chosen, and not on another."""
+    (file,) = (file for file in FILES if file.stem == "sd3_style_and_composition_with_canny_controlnet")
+    page = opened(new_page, file)
+    kinds = "() => app.graph.nodes.filter(n => n.type === 'IPAdapterInstructApply').map(n => n.id)"
+    first, second = page.page.evaluate(kinds)
+    assert [scales(page, node) for node in (first, second)] == [False, False]
+    page.set_widget(first, "guidance", "three-way")
+    page.page.wait_for_timeout(500)
+    assert [scales(page, node) for node in (first, second)] == [True, False]
+
+
+def scales(page: ComfyPage, node: int) -> bool:
+    shown = page.page.locator(f"[data-node-id='{node}']").inner_text()
+    both = [name in shown for name in ("instruct_scale", "image_scale")]
+    assert both[0] == both[1]
+    return both[0]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
 import re
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from layout import FILES, assert_nothing_overlaps, each_workflow
+from layout import FILES, assert_is_readable, each_workflow
 from PIL import Image
 from tools.host.page import ComfyPage
-from tools.host.server import ComfyServer
+from tools.host.server import PACK_NAME, ComfyServer
 from tools.tiny.models import with_tiny_names
 from tools.workflows.canvas import OUR_ID
 from tools.workflows.files import ADAPTER, CHECKPOINT, SCRIBBLE_NET, VISION
-from tools.workflows.shipped import FIVE_TASKS, GRAPHS, INPUTS, WORKFLOWS, build
+from tools.workflows.hint_pictures import INPUTS
+from tools.workflows.shipped import FIVE_TASKS, GRAPHS, WORKFLOWS, build, index
 
 ROOT = WORKFLOWS.parent
 # Small and repeatable; the graph itself stays the shipped one.
@@ -81,6 +84,7 @@ def test_the_files_are_what_the_builder_writes(server: ComfyServer) -> None:
     assert {file.stem for file in FILES} == set(built) == set(GRAPHS)
     for file in FILES:
         assert read(file) == built[file.stem], f"{file.name} is out of date: run `python -m tools.workflows.shipped`"
+    assert (WORKFLOWS / "README.md").read_text() == index(built)
 
 
 @each_workflow
@@ -141,10 +145,10 @@ def test_the_page_opens_it_without_complaint_or_loss(page: ComfyPage, file: Path
 
 
 @each_workflow
-def test_nothing_overlaps_and_every_node_is_in_a_group(page: ComfyPage, file: Path) -> None:
+def test_nothing_overlaps_and_no_wire_runs_behind_a_node(page: ComfyPage, file: Path) -> None:
     page.load(with_tiny_names(read(file)))
     page.page.wait_for_timeout(100)  # the page measures nodes when it draws them
-    assert_nothing_overlaps(page)
+    assert_is_readable(page)
 
 
 @each_workflow
@@ -222,12 +226,14 @@ def test_the_page_offers_the_files_that_are_missing(page: ComfyPage) -> None:
     page.page.keyboard.press("Escape")
 
 
-def test_each_workflow_has_a_picture_for_the_template_browser() -> None:
+def test_the_template_browser_gets_each_workflow_and_its_picture(server: ComfyServer) -> None:
+    assert set(server.get("/workflow_templates")[PACK_NAME]) == {file.stem for file in FILES}
     for file in FILES:
-        with Image.open(file.with_suffix(".jpg")) as picture:
-            assert picture.format == "JPEG"
-            assert max(picture.size) >= 1280 and min(picture.size) >= 300
-            assert np.asarray(picture.convert("L")).std() > 10, "an empty canvas is of one tone"
+        with urllib.request.urlopen(f"{server.url}/api/workflow_templates/{PACK_NAME}/{file.stem}.jpg") as answer:
+            picture = Image.open(io.BytesIO(answer.read()))
+        assert picture.format == "JPEG"
+        assert max(picture.size) <= 1280 and min(picture.size) >= 200
+        assert np.asarray(picture.convert("L")).std() > 10, "an empty picture is of one tone"
 
 
 def test_nodes_name_the_pack_as_the_registry_knows_it() -> None:

@@ -197,9 +197,10 @@ def test_a_quoted_message_is_one_that_the_code_gives(quote: str) -> None:
     assert any(pattern.search(text) for text in _said_by_the_code())
 
 
-def test_the_readme_names_every_node_and_workflow() -> None:
+def test_the_readme_names_every_node_workflow_and_blueprint() -> None:
     names = [schema.display_name for schema in SCHEMAS.values()]
     names += [f"`{path.stem}`" for path in (ROOT / "workflows").glob("*.json")]
+    names += [f"**{path.stem}**" for path in (ROOT / "subgraphs").glob("*.json")]
     assert [name for name in names if name not in README] == []
 
 

@@ -31,9 +31,10 @@ BROWSER_OPTIONS = [
 PAGE_READY = "() => window.app?.graph?.nodes.length && document.querySelector('[data-testid=queue-button]')"
 # The button is marked in newer pages, a box around it in older ones.
 RUN_BUTTON = "button[data-testid=queue-button], [data-testid=queue-button] button"
-# Frames all nodes and groups of the graph in the view; returns nothing.
+# Frames all nodes and groups of the open graph in the view; returns nothing.
 FIT_VIEW = """(margin) => {
-    const boxes = [...app.graph.nodes.map(n => n.boundingRect), ...app.graph.groups.map(g => g._bounding)];
+    const {nodes, groups} = app.canvas.graph;
+    const boxes = [...nodes.map(n => n.boundingRect), ...groups.map(g => g._bounding)];
     const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
     const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
     const view = app.canvas.canvas.getBoundingClientRect();
@@ -142,16 +143,26 @@ class ComfyPage:
         }"""
         start = self.page.evaluate(place, [source, output, False])
         end = self.page.evaluate(place, [target, input_name, True])
+        made = """([id, name, from]) => {
+            const node = app.graph.getNodeById(id), slot = node.inputs.find(slot => slot.name === name);
+            return slot.link != null && app.graph.links.get(slot.link).origin_id === from;
+        }"""
+        # Some pages take the first press of the button for that which puts down a node that was found just before.
+        for patience_ms in (2_000, 5_000):
+            self._drag(start, end)
+            try:
+                self.page.wait_for_function(made, arg=[target, input_name, source], timeout=patience_ms)
+                return
+            except TimeoutError:
+                continue
+        raise AssertionError(f"{output} of node {source} could not be connected to {input_name} of node {target}")
+
+    def _drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         self.page.mouse.move(*start)
         self.page.mouse.down()
         self.page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=4)
         self.page.mouse.move(*end, steps=4)
         self.page.mouse.up()
-        made = """([id, name, from]) => {
-            const node = app.graph.getNodeById(id), slot = node.inputs.find(slot => slot.name === name);
-            return slot.link != null && app.graph.links.get(slot.link).origin_id === from;
-        }"""
-        self.page.wait_for_function(made, arg=[target, input_name, source], timeout=5_000)
 
     def set_widget(self, node: int, name: str, value: Any) -> None:
         """Set a widget's value through its own setter, callbacks included."""

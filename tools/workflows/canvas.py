@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from .wires import GROWTH, SLOT, TITLE, led_round
+
 Json = dict[str, Any]
 
 # The id in the node registry decides which pack the page offers for a node that is missing.
@@ -22,9 +24,9 @@ WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 OPTIONAL_SHAPE = 7  # the page draws an input that may stay empty as a ring
 
 # The page's own measures, in pixels of its canvas: those of its newer design (Nodes 2.0), which needs more room.
-TITLE, SLOT, WIDGET, TEXT_BOX, MARGIN = 30, 20, 28, 84, 14
+WIDGET, TEXT_BOX, MARGIN = 28, 84, 14
 BADGE = 24  # the newer design's line with a pack's name, at the foot of its nodes
-GAP, GROUP_TITLE, GROUP_PADDING, GROUP_GAP = 24, 46, 16, 40
+GAP, GROUP_TITLE, GROUP_PADDING, GROUP_GAP = 84, 46, 16, 70
 PICTURE_HEIGHT = 330  # what a node needs to show a picture below its widgets
 GROUP_COLOURS = {
     "models": "#3f789e",
@@ -33,7 +35,7 @@ GROUP_COLOURS = {
     "control": "#8b5a8c",
     "picture": "#a14f4f",
 }
-NOTE_LETTER, NOTE_LINE, NOTE_MARGIN = 6.6, 17, 60
+NOTE_LETTER, NOTE_LINE, NOTE_ITEM, NOTE_MARGIN = 6.6, 17, 24, 60
 NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
 
 
@@ -104,6 +106,7 @@ class Canvas:
         self._nodes: list[Json] = []
         self._links: list[list[Any]] = []
         self._groups: list[Json] = []
+        self._rows: dict[tuple[int, int], float] = {}  # of inputs, by node and slot
         self._x, self._y, self._top, self._width = 0, 0, 0, 0
 
     @contextmanager
@@ -136,7 +139,7 @@ class Canvas:
     def _close_group(self, title: str, colour: str, first: int, top: int, width: int) -> int:
         """Draw a group round the nodes from ``first`` on; returns its height."""
         bottom = max(node["pos"][1] + (0 if node["flags"] else node["size"][1]) for node in self._nodes[first:])
-        height = bottom - top + GROUP_PADDING
+        height = bottom + GROWTH - top + GROUP_PADDING
         bounding = [self._x - GROUP_PADDING, top, width + 2 * GROUP_PADDING, height]
         group = {"id": len(self._groups) + 1, "title": title, "bounding": bounding, "color": GROUP_COLOURS[colour]}
         self._groups.append({**group, "font_size": 24, "flags": {}})
@@ -181,13 +184,28 @@ class Canvas:
             "widgets_values": [value for widget in widgets for value in widget.values(given)],
         }
         self._nodes.append(placed)
+        y = slots
+        for slot, declared in enumerate([*sockets, *widgets]):
+            self._rows[number, slot] = y + SLOT if declared.is_widget else SLOT * (slot + 0.7)
+            y += declared.height
         return Node(number, {o["name"]: Output(number, slot, o["type"]) for slot, o in enumerate(placed["outputs"])})
+
+    def widget_value(self, node: Json, name: str) -> Any:
+        """What a placed node's widget is set to."""
+        values = iter(node["widgets_values"])
+        for declared in _inputs(self._schemas[node["type"]]):
+            if declared.is_widget:
+                value, *_ = [next(values) for _ in declared.values({})]
+                if declared.name == name:
+                    return value
+        raise AssertionError(f"{node['type']} has no widget {name}")
 
     def note(self, title: str, text: str) -> None:
         """Place a note in Markdown, in the column's width and as tall as its text."""
         letters = self._width / NOTE_LETTER
-        lines = sum(math.ceil(max(len(line), 1) / letters) for line in text.splitlines())
-        frame = self._frame("MarkdownNote", title, 0, NOTE_MARGIN + round(NOTE_LINE * lines))
+        lines = [(math.ceil(max(len(line), 1) / letters), line[:1] in ("-", "*")) for line in text.splitlines()]
+        height = sum(count * (NOTE_ITEM if item else NOTE_LINE) for count, item in lines)
+        frame = self._frame("MarkdownNote", title, 0, NOTE_MARGIN + height)
         empty = {"inputs": [], "outputs": [], "properties": {}}
         self._nodes.append({**frame, **empty, "widgets_values": [text], **NOTE_COLOURS})
 
@@ -219,12 +237,23 @@ class Canvas:
             entry["widget"] = {"name": declared.name}
         source = given.get(declared.name)
         if isinstance(source, Output):
-            entry["link"] = len(self._links) + 1
-            self._links.append([entry["link"], source.node, source.slot, node, slot, source.kind])
-            self._nodes[source.node - 1]["outputs"][source.slot]["links"].append(entry["link"])
+            entry["link"] = self._link(source, node, slot)
         else:
             assert declared.is_widget or declared.optional, f"{declared.name} is not connected"
         return entry
+
+    def _link(self, source: Output, node: int, slot: int) -> int:
+        """Links an output to a node's input; returns the link's id."""
+        self._links.append([len(self._links) + 1, source.node, source.slot, node, slot, source.kind])
+        self._ends(source).append(len(self._links))
+        return len(self._links)
+
+    def _ends(self, source: Output) -> list[int]:
+        """The ids of the links that leave an output."""
+        return self._nodes[source.node - 1]["outputs"][source.slot]["links"]
+
+    def _reroutes(self) -> Json:
+        return led_round(self._nodes, self._groups, self._links, self._rows)
 
     def workflow(self) -> Json:
         return {
@@ -236,7 +265,7 @@ class Canvas:
             "links": self._links,
             "groups": self._groups,
             "config": {},
-            "extra": {},
+            "extra": self._reroutes(),
             "version": 0.4,
         }
 

@@ -134,25 +134,31 @@ def with_controlnet(
     notes(canvas, about, adapter.files + files + PICTURES)
     with canvas.column("Models", "models", LOADER_WIDTH):
         models = adapter.load(canvas)
-        loaded_net = canvas.node(
-            "ControlNetLoader", models=on_hub(net, "controlnet", CONTROL_HUB), control_net_name=net
-        )
+        loaded_net = load_controlnet(canvas, net)
     image = reference_picture(canvas)
     adapted = take_from_picture(canvas, models, prompt, image, task)
     with canvas.column("What to hold on to", "control", NODE_WIDTH):
         picture = load_picture(canvas, "Drawing" if hint == SCRIBBLE else "Pose", hint)
         if hint == SCRIBBLE:
             picture = canvas.node("ImageInvert", image=picture).only
-        controlled = canvas.node(
-            "ControlNetApplyAdvanced",
-            positive=adapted.positive,
-            negative=adapted.negative,
-            control_net=loaded_net.only,
-            image=picture,
-            strength=0.8,
-        )
-    controlled = Adapted(adapted.model, controlled["positive"], controlled["negative"])
+        controlled = hold_on_to(canvas, adapted, loaded_net, picture)
     make_picture(canvas, models, controlled, f"{task}_with_controlnet")
+
+
+def load_controlnet(canvas: Canvas, net: str) -> Output:
+    return canvas.node("ControlNetLoader", models=on_hub(net, "controlnet", CONTROL_HUB), control_net_name=net).only
+
+
+def hold_on_to(canvas: Canvas, adapted: Adapted, net: Output, picture: Output) -> Adapted:
+    controlled = canvas.node(
+        "ControlNetApplyAdvanced",
+        positive=adapted.positive,
+        negative=adapted.negative,
+        control_net=net,
+        image=picture,
+        strength=0.8,
+    )
+    return Adapted(adapted.model, controlled["positive"], controlled["negative"])
 
 
 def with_lora(canvas: Canvas, about: str, task: str, prompt: str, adapter: Adapter = RELEASED) -> None:
@@ -185,12 +191,28 @@ def reference_picture(canvas: Canvas) -> Output:
         return load_picture(canvas, "Reference picture", REFERENCE)
 
 
+def typed_once(canvas: Canvas, prompt: str, below: bool = False) -> tuple[Output, Output]:
+    """The prompt and the negative prompt, for several instructions: each adapter's tokens depend on them as well."""
+    with canvas.column("Prompts, typed once", "text", TEXT_WIDTH, below):
+        texts = ("Prompt", prompt), ("Negative prompt", NEGATIVE)
+        positive, negative = (
+            canvas.node("PrimitiveStringMultiline", title=title, tall=120, value=text).only for title, text in texts
+        )
+    return positive, negative
+
+
 def take_from_picture(
-    canvas: Canvas, models: Models, prompt: str, image: Output, task: str, subject: str = ""
+    canvas: Canvas,
+    models: Models,
+    prompts: tuple[Output | str, Output | str] | str,
+    image: Output,
+    task: str,
+    subject: str = "",
 ) -> Adapted:
     """What to take from the reference picture, and the prompts."""
+    prompts = (prompts, NEGATIVE) if isinstance(prompts, str) else prompts
     with canvas.column("What to take, and the prompts", "adapter", TEXT_WIDTH):
-        return apply_instruction(canvas, models, (prompt, NEGATIVE), task, subject, image)
+        return apply_instruction(canvas, models, prompts, task, subject, image)
 
 
 def apply_instruction(
@@ -230,12 +252,16 @@ def apply_picture(canvas: Canvas, models: Models, instruction: Output, image: Ou
 def make_picture(
     canvas: Canvas, models: Models, adapted: Adapted, prefix: str, sampling: Sampling = SD15_SAMPLING
 ) -> None:
+    picture = sampled_picture(canvas, models, adapted, sampling)
+    with canvas.column("Result", "picture", RESULT):
+        save(canvas, picture, prefix, tall=RESULT)
+
+
+def sampled_picture(canvas: Canvas, models: Models, adapted: Adapted, sampling: Sampling = SD15_SAMPLING) -> Output:
     with canvas.column("Sampling", "picture", NODE_WIDTH):
         latent = canvas.node(sampling.latent, width=sampling.size, height=sampling.size).only
         sampled = sample(canvas, adapted, latent, after="randomize", sampling=sampling)
-        decoded = canvas.node("VAEDecode", samples=sampled, vae=models.vae)
-    with canvas.column("Result", "picture", RESULT):
-        save(canvas, decoded.only, prefix, tall=RESULT)
+        return canvas.node("VAEDecode", samples=sampled, vae=models.vae).only
 
 
 def sample(

@@ -23,6 +23,7 @@ from .parts import (
     reference_picture,
     sample,
     save,
+    typed_once,
 )
 
 PORTRAIT = "a woman reading in a library, oil painting"
@@ -38,13 +39,14 @@ share of the attention; the first decides on the task's strength and guidance.
 full strength.
 """
     models, image = start(canvas, about)
-    with canvas.column("Second picture", "adapter", LOADER_WIDTH):
+    prompts = typed_once(canvas, PORTRAIT)
+    with canvas.column("Second picture", "adapter", LOADER_WIDTH, below=True):
         second = load_picture(canvas, "Composition of this", SCRIBBLE)
-    with canvas.column("First role, and prompts", "adapter", TEXT_WIDTH):
-        face = instruction(canvas, models, "face", PORTRAIT)
+    with canvas.column("First role", "adapter", TEXT_WIDTH):
+        face = instruction(canvas, models, "face", prompts)
         first = encode(canvas, models, face["instruction"], image)
     with canvas.column("Second role", "adapter", TEXT_WIDTH):
-        layout = instruction(canvas, models, "composition", PORTRAIT)
+        layout = instruction(canvas, models, "composition", prompts)
         other = encode(canvas, models, layout["instruction"], second)
     with canvas.column("Both", "adapter", NODE_WIDTH):
         both = canvas.node("IPAdapterInstructCombineReferences", reference_1=first, reference_2=other).only
@@ -61,12 +63,12 @@ prompt's own style comes through.
 **Try:** a third picture as the negative reference, in the style that you are tired of.
 """
     models, image = start(canvas, about)
-    prompt = "portrait of an astronaut in front of a space shuttle, woodcut"
-    with canvas.column("What to take, and the prompts", "adapter", TEXT_WIDTH):
-        wanted = instruction(canvas, models, "everything", prompt)
+    prompts = typed_once(canvas, "portrait of an astronaut in front of a space shuttle, woodcut")
+    with canvas.column("What to take", "adapter", TEXT_WIDTH):
+        wanted = instruction(canvas, models, "everything", prompts)
         reference = encode(canvas, models, wanted["instruction"], image)
     with canvas.column("What to keep away from", "adapter", TEXT_WIDTH):
-        unwanted = instruction(canvas, models, "style", prompt)
+        unwanted = instruction(canvas, models, "style", prompts)
         away = encode(canvas, models, unwanted["instruction"], image)
     with canvas.column("Apply", "adapter", NODE_WIDTH):
         applied = apply_reference(canvas, models, reference, negative_reference=away)
@@ -81,7 +83,7 @@ Reference* in place of *Encode Reference*: it needs neither the picture nor Load
 """
     models, image = start(canvas, about)
     with canvas.column("What to take, and the prompts", "adapter", TEXT_WIDTH):
-        words = instruction(canvas, models, "style", "a red fox sitting in a forest")
+        words = instruction(canvas, models, "style", ("a red fox sitting in a forest", NEGATIVE))
         reference = encode(canvas, models, words["instruction"], image)
     with canvas.column("Keep it, and apply it", "adapter", NODE_WIDTH):
         canvas.node("IPAdapterInstructSaveReference", reference=reference, filename_prefix="astronaut_style")
@@ -125,7 +127,7 @@ click on *Picture to change*) and paint what is to be replaced.
     with canvas.column("Picture to change", "control", LOADER_WIDTH):
         changed = canvas.node("LoadImage", title="Picture to change", tall=PICTURE_HEIGHT, image=REFERENCE)
     with canvas.column("What to take, and the prompts", "adapter", TEXT_WIDTH):
-        words = instruction(canvas, models, "style", "a window with a view of the sea")
+        words = instruction(canvas, models, "style", ("a window with a view of the sea", NEGATIVE))
         reference = encode(canvas, models, words["instruction"], image)
         applied = apply_reference(canvas, models, reference, mask=changed["MASK"])
     with canvas.column("Sampling", "picture", NODE_WIDTH):
@@ -167,9 +169,11 @@ def start(canvas: Canvas, about: str) -> tuple[Models, Output]:
     return models, reference_picture(canvas)
 
 
-def instruction(canvas: Canvas, models: Models, task: str, prompt: str) -> dict[str, Output]:
+def instruction(
+    canvas: Canvas, models: Models, task: str, prompts: tuple[Output | str, Output | str]
+) -> dict[str, Output]:
     return canvas.node(
-        "IPAdapterInstructEncode", task=task, prompt=prompt, negative_prompt=NEGATIVE, **models.readers
+        "IPAdapterInstructEncode", task=task, prompt=prompts[0], negative_prompt=prompts[1], **models.readers
     ).outputs
 
 

@@ -1,26 +1,23 @@
 """Builds the workflows that the pack ships, from the running host's own schemas.
 
-`python -m tools.workflows.shipped` writes workflows/*.json, and a picture of each graph as the page draws it.
+`python -m tools.workflows.shipped` writes workflows/*.json, and the blueprints, subgraphs/*.json.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-from tools.host.page import ComfyPage, comfy_page
 from tools.host.server import ComfyServer
 
+from .blueprints import build_blueprints
 from .canvas import Canvas, Json
 from .files import (
     CONTROL_FILES,
     FILES,
     OWN_FILES,
     PICTURES,
-    PLACES,
     PLAIN_ADAPTER,
     PLAIN_FILES,
     POSE_NET,
@@ -31,7 +28,7 @@ from .files import (
     SD3_FILES,
     on_hub,
 )
-from .hint_pictures import INPUTS, POSE, SCRIBBLE
+from .hint_pictures import POSE, SCRIBBLE
 from .parts import (
     LOADER_WIDTH,
     NEGATIVE,
@@ -54,6 +51,7 @@ from .parts import (
     sample,
     save,
     take_from_picture,
+    typed_once,
     with_controlnet,
     with_lora,
 )
@@ -67,9 +65,9 @@ from .references import (
 )
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+SUBGRAPHS = WORKFLOWS.parent / "subgraphs"
 FIVE_TASKS = ("everything", "style", "composition", "object", "face")
 FIVE_PROMPT, FIVE_SUBJECT = "a woman reading in a library, oil painting", "orange space suit"
-PICTURE_WIDTH, PICTURE_MARGIN = 1280, 24  # of a graph's picture, in pixels
 
 
 def everything(canvas: Canvas) -> None:
@@ -207,9 +205,8 @@ the whole picture.
             "IPAdapterInstructModelLoader", title="Load the plain IPAdapter+", adapter_name=PLAIN_ADAPTER
         )
     image = reference_picture(canvas)
-    with canvas.column("Prompts, typed once", "text", TEXT_WIDTH):
-        words = canvas.node("PrimitiveStringMultiline", title="Prompt", tall=120, value=FIVE_PROMPT).only
-        unwanted = canvas.node("PrimitiveStringMultiline", title="Negative prompt", tall=120, value=NEGATIVE).only
+    prompts = typed_once(canvas, FIVE_PROMPT)
+    with canvas.column("Size", "picture", TEXT_WIDTH, below=True):
         latent = canvas.node("EmptyLatentImage", width=SIZE, height=SIZE).only
     canvas.space(120)
     branches = {"plain": ("Plain IPAdapter+", models._replace(adapter=plain.only), "everything")}
@@ -217,7 +214,7 @@ the whole picture.
     for name, (title, loaded, task) in branches.items():
         with canvas.row(title, "adapter"):
             subject = FIVE_SUBJECT if task == "object" else ""
-            adapted = apply_instruction(canvas, loaded, (words, unwanted), task, subject, image, NODE_WIDTH)
+            adapted = apply_instruction(canvas, loaded, prompts, task, subject, image, NODE_WIDTH)
             sampled = sample(canvas, adapted, latent, "fixed", NODE_WIDTH)
             decoded = canvas.node("VAEDecode", wide=200, samples=sampled, vae=models.vae)
             save(canvas, decoded.only, f"own_adapter_{name}", NODE_WIDTH)
@@ -270,12 +267,12 @@ drawing round, and it needs the VAE.
         canny = on_hub(SD3_CANNY_NET, "controlnet", SD3_CANNY_HUB, "diffusion_pytorch_model.safetensors")
         net = canvas.node("ControlNetLoader", models=canny, control_net_name=SD3_CANNY_NET)
     first = reference_picture(canvas)
-    prompt = "a cottage beside a tree, mountains behind"
-    styled = take_from_picture(canvas, models, prompt, first, "style")
+    prompts = typed_once(canvas, "a cottage beside a tree, mountains behind")
+    styled = take_from_picture(canvas, models, prompts, first, "style")
     with canvas.column("Second reference", "adapter", NODE_WIDTH):
         second = load_picture(canvas, "Second reference", POSE)
         chained = models._replace(model=styled.model)
-        adapted = apply_instruction(canvas, chained, (prompt, NEGATIVE), "composition", "", second)
+        adapted = apply_instruction(canvas, chained, prompts, "composition", "", second)
     with canvas.column("What to hold on to", "control", NODE_WIDTH):
         drawing = canvas.node("ImageInvert", image=load_picture(canvas, "Drawing", SCRIBBLE)).only
         controlled = canvas.node(
@@ -325,43 +322,37 @@ def build(schemas: Json) -> dict[str, Json]:
     return workflows
 
 
-def named_files(folder: Path) -> Path:
-    """A models folder that lists every file which the workflows name; they are empty, for the page shows names only."""
-    for place, names in PLACES.items():
-        (folder / place).mkdir(parents=True)
-        for name in names:
-            (folder / place / name).touch()
-    return folder
+def index(workflows: dict[str, Json]) -> str:
+    """A page of all workflows with titles and descriptions, which the page's template browser has no place for."""
+    lines = [
+        "# Workflows",
+        "",
+        "ComfyUI lists them among its templates, by the names of their files.",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
+    for name, workflow in workflows.items():
+        note = next(node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+        title, about, *_ = note["widgets_values"][0].splitlines()
+        lines.append(
+            f'| [<img src="{name}.jpg" width="320">]({name}.json) | **{title.strip("# ")}**<br>`{name}`<br>{about} |'
+        )
+    return "\n".join(lines) + "\n"
 
 
-def frame(workflow: Json) -> tuple[int, int]:
-    """Width and height of the area that its groups cover."""
-    boxes = [group["bounding"] for group in workflow["groups"]]
-    return max(x + w for x, _, w, _ in boxes), max(y + h for _, y, _, h in boxes)
-
-
-def take_picture(page: ComfyPage, workflow: Json, path: Path) -> None:
-    """At the page's full scale first, since it leaves texts out at a smaller one."""
-    width, height = frame(workflow)
-    page.page.set_viewport_size({"width": width + 2 * PICTURE_MARGIN, "height": height + 2 * PICTURE_MARGIN})
-    with tempfile.TemporaryDirectory() as folder:
-        picture = Image.open(page.graph_picture(Path(folder) / "graph.png", PICTURE_MARGIN)).convert("RGB")
-    picture.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH), Image.Resampling.LANCZOS)
-    picture.save(path, quality=80, optimize=True)
+def write(path: Path, content: Json) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
-    """Write the workflows, and a picture of each graph as the page draws it."""
-    with tempfile.TemporaryDirectory() as folder, ComfyServer(models=named_files(Path(folder) / "models")) as server:
-        for picture in INPUTS.glob("*.png"):
-            server.upload(picture)
-        workflows = build(server.object_info())
-        with comfy_page(server) as page:
-            for name, workflow in workflows.items():
-                (WORKFLOWS / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n")
-                page.clear()  # so that the wait for this graph's nodes is not over at once
-                page.load(workflow)
-                take_picture(page, workflow, WORKFLOWS / f"{name}.jpg")
+    with ComfyServer() as server:
+        schemas = server.object_info()
+    workflows = build(schemas)
+    (WORKFLOWS / "README.md").write_text(index(workflows))
+    for folder, files in ((WORKFLOWS, workflows), (SUBGRAPHS, build_blueprints(schemas))):
+        for name, content in files.items():
+            write(folder / f"{name}.json", content)
 
 
 if __name__ == "__main__":

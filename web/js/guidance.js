@@ -10,6 +10,7 @@ function showScales(node) {
     const linked = node.inputs?.some((input) => input.widget?.name === widget?.name && input.link != null);
     if (!widget) continue;
     widget.hidden = hidden && !linked;
+    (widget.options ??= {}).hidden = widget.hidden; // which the newer design reads
     // The page's older design keeps the room of what is hidden, but for a size of its own.
     if (widget.hidden) widget.computeSize = () => [0, -4];
     else delete widget.computeSize;

@@ -1,0 +1,183 @@
+"""Pictures of the shipped workflows for ComfyUI's template browser: the reference beside what the graph makes of it.
+
+`python -m tools.demo.thumbnails` runs the graphs on the miniature. What it lacks the models for is shown as a graph.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tools.host.graphs import Graph, node
+from tools.host.page import ComfyPage, comfy_page
+from tools.host.server import ComfyServer
+from tools.workflows.canvas import Json
+from tools.workflows.files import ADAPTER, OPEN_CLIP, OWN_ADAPTER, PLACES
+from tools.workflows.hint_pictures import INPUTS, SCRIBBLE
+from tools.workflows.parts import NEGATIVE, REFERENCE
+from tools.workflows.shipped import FIVE_SUBJECT, FIVE_TASKS, GRAPHS, WORKFLOWS
+from training.miniature.expand.write import write_models
+
+from .contact_sheet import Cell, Row, contact_sheet
+from .graphs import api_graph, read_workflow, renamed, text_of, with_inputs
+from .miniature import CONDITIONS, DRAWN_PROMPT, FILE_NAMES, LORA_PROMPT, SETTINGS, Condition, drawing, enlarged
+
+WIDTH, MARGIN, QUALITY = 1280, 24, 80  # at most; around a graph
+FOOT_SIZE, PATIENCE_S = 14, 600
+FOOT = "By the miniature: small models of a small drawn world."
+SHEETS = {"one_picture_five_instructions", "where_it_looked"}  # whose result is a labelled sheet already
+CAT, BOAT, FISH, PERSON, _ = CONDITIONS
+CHANGED = "changed.png"
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a workflow is shown on.
+
+    Attributes:
+        condition: the reference, and the prompt unless another is given.
+        second: another picture that goes in, by what stands above it.
+        replaces: the file that it goes in for.
+        results: what stands above each picture that comes out.
+    """
+
+    condition: Condition
+    prompt: str = ""
+    second: tuple[str, Image.Image] | None = None
+    replaces: str = SCRIBBLE
+    results: tuple[str, ...] = ("Result",)
+
+
+def with_hole(picture: Image.Image) -> Image.Image:
+    """Transparent where it is to be painted anew: LoadImage makes a mask of that."""
+    alpha = Image.new("L", picture.size, 255)
+    ImageDraw.Draw(alpha).rectangle((0, 20, 30, 50), fill=0)
+    return Image.merge("RGBA", (*picture.split(), alpha))
+
+
+SCRIBBLED = Example(BOAT, DRAWN_PROMPT, ("Lines from this", drawing()))
+EXAMPLES = {
+    "everything": Example(CAT),
+    "style": Example(BOAT),
+    "composition": Example(BOAT),
+    "object": Example(FISH),
+    "face": Example(PERSON),
+    "style_with_scribble_controlnet": SCRIBBLED,
+    "style_with_lora": Example(BOAT, LORA_PROMPT),
+    "one_picture_five_instructions": Example(FISH),
+    "two_references_two_roles": Example(PERSON, second=("Composition of this", CAT.picture)),
+    "not_this_style": Example(CAT),
+    "saved_reference": Example(BOAT),
+    "where_it_looked": Example(FISH),
+    "inpainting_with_mask": Example(BOAT, second=("Picture to change", with_hole(CAT.picture)), replaces=CHANGED),
+    "upscale_pass": Example(BOAT),
+    "own_adapter_five_instructions": Example(FISH, results=("Plain IPAdapter+", *map(str.capitalize, FIVE_TASKS))),
+    "own_adapter_style_with_scribble_controlnet": SCRIBBLED,
+    "own_adapter_composition_with_lora": Example(BOAT, LORA_PROMPT),
+}
+
+
+def on_an_own_adapter(graph: Graph) -> Graph:
+    """A graph for the released adapter as one for an adapter whose pictures and instructions OpenCLIP reads."""
+    readers = [name for name, entry in graph.items() if entry["class_type"] == "CLIPVisionLoader"]
+    for reader in readers:
+        graph = graph | {reader: node("IPAdapterInstructOpenCLIPLoader", model_name=OPEN_CLIP)}
+        for name, entry in graph.items():
+            if "negative_prompt" in entry["inputs"]:
+                inputs = entry["inputs"] | {"clip": [reader, 0], "prompt_clip": entry["inputs"]["clip"]}
+                graph = graph | {name: {**entry, "inputs": inputs}}
+    return graph
+
+
+def with_picture_to_change(graph: Graph) -> Graph:
+    """Inpainting's second picture under a name of its own."""
+    changed = next(entry["inputs"]["pixels"][0] for entry in graph.values() if "pixels" in entry["inputs"])
+    return graph | {changed: node("LoadImage", image=CHANGED)}
+
+
+def fitted(graph: Graph, example: Example) -> Graph:
+    """The graph with the miniature's files and size, and the example's pictures and words."""
+    subject, reference = example.condition.factors.subject, f"{example.condition.name}.png"
+    texts = {REFERENCE: reference, FIVE_SUBJECT: subject, NEGATIVE: "", ADAPTER: OWN_ADAPTER}
+    if any(entry["class_type"] == "KSampler" for entry in graph.values()):
+        texts[text_of(graph)] = example.prompt or example.condition.prompt
+    return with_inputs(renamed(renamed(graph, texts), FILE_NAMES), SETTINGS)
+
+
+def results_of(server: ComfyServer, name: str, schemas: Json) -> list[Image.Image]:
+    """The pictures that a workflow makes on the miniature."""
+    example = EXAMPLES[name]
+    graph = fitted(on_an_own_adapter(api_graph(read_workflow(name), schemas)), example)
+    if example.replaces == CHANGED:
+        graph = with_picture_to_change(graph)
+    example.condition.picture.save(server.base / "input" / f"{example.condition.name}.png")
+    if example.second:
+        example.second[1].save(server.base / "input" / example.replaces)
+    made = [Image.fromarray(np.round(pixels * 255).astype(np.uint8)) for pixels in server.run(graph, PATIENCE_S)]
+    return made[-len(example.results) :]
+
+
+def thumbnail(name: str, made: list[Image.Image]) -> Image.Image:
+    """The reference at the left, beside it what else goes in and what comes out."""
+    example = EXAMPLES[name]
+    if name in SHEETS:
+        return with_foot(made[0])
+    left = Cell(enlarged(example.condition.picture), "Reference", example.condition.about)
+    cells = [Cell(enlarged(example.second[1].convert("RGB")), example.second[0])] if example.second else []
+    told = f"Prompt: {example.prompt or example.condition.prompt}"
+    cells += [Cell(enlarged(picture), label, told) for label, picture in zip(example.results, made, strict=True)]
+    note = next(node for node in read_workflow(name)["nodes"] if node["type"] == "MarkdownNote")
+    about = note["widgets_values"][0].splitlines()[0].strip("# ")
+    return contact_sheet(name.replace("_", " ").capitalize(), about, [Row("", "", cells, left)], FOOT)
+
+
+def with_foot(sheet: Image.Image) -> Image.Image:
+    picture = ImageOps.expand(sheet, (0, 0, 0, 2 * FOOT_SIZE), "white")
+    font = ImageFont.load_default(FOOT_SIZE)
+    ImageDraw.Draw(picture).text((FOOT_SIZE, sheet.height + FOOT_SIZE // 3), FOOT, "black", font)
+    return picture
+
+
+def named_files(folder: Path) -> Path:
+    """A models folder that lists every file which the workflows name; they are empty, for the page shows names only."""
+    for place, names in PLACES.items():
+        (folder / place).mkdir(parents=True)
+        for name in names:
+            (folder / place / name).touch()
+    return folder
+
+
+def graph_picture(page: ComfyPage, workflow: Json) -> Image.Image:
+    """At the page's full scale first, since it leaves texts out at a smaller one."""
+    boxes = [group["bounding"] for group in workflow["groups"]]
+    size = {"width": max(x + w for x, _, w, _ in boxes), "height": max(y + h for _, y, _, h in boxes)}
+    page.page.set_viewport_size({side: length + 2 * MARGIN for side, length in size.items()})
+    page.clear()  # so that the wait for this graph's nodes is not over at once
+    page.load(workflow)
+    with tempfile.TemporaryDirectory() as folder:
+        return Image.open(page.graph_picture(Path(folder) / "graph.png", MARGIN)).convert("RGB")
+
+
+def save(picture: Image.Image, name: str) -> None:
+    picture.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+    picture.save(WORKFLOWS / f"{name}.jpg", quality=QUALITY, optimize=True)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(models=write_models(Path(folder))) as server:
+        schemas = server.object_info()
+        for name in EXAMPLES:
+            save(thumbnail(name, results_of(server, name, schemas)), name)
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(models=named_files(Path(folder) / "models")) as server:
+        for picture in INPUTS.glob("*.png"):
+            server.upload(picture)
+        with comfy_page(server) as page:
+            for name in GRAPHS.keys() - EXAMPLES.keys():
+                save(graph_picture(page, read_workflow(name)), name)
+
+
+if __name__ == "__main__":
+    main()
