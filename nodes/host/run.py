@@ -45,6 +45,14 @@ class Kept(NamedTuple):
     others: bool
 
 
+class Alone(NamedTuple):
+    """One of the sampler's two lists that came in a call without the other."""
+
+    scales: ThreeWay
+    conds: list[dict]
+    prediction: Tensor
+
+
 class SamplingRun:
     """Rows, scales and prepared keys and values of one sampling run."""
 
@@ -62,6 +70,7 @@ class SamplingRun:
         self.wrapped = False  # someone stands between the host's calls and the model
         self.lost = False  # another patch changed rows in a way that cannot be followed
         self.kept: list[Kept] = []
+        self.alone: dict[Row, Alone] = {}
         self.calls: dict[tuple, ModelCall] = {}
         self._derived_uuids: dict[tuple[uuid.UUID | None, Row], uuid.UUID] = {}
         sampling = guider.model_patcher.get_model_object("model_sampling")

@@ -15,7 +15,7 @@ from torch.cuda import OutOfMemoryError
 from ...ipadapter_instruct_core.guidance import Row, three_way_coefficients, three_way_correction
 from .application import ThreeWay
 from .others import meet_rows, read_predictions
-from .run import ADDED, RUN, Kept, SamplingRun
+from .run import ADDED, RUN, Alone, Kept, SamplingRun
 
 Sigma = Callable[[], float]
 PATIENCE = 3  # evaluations whose guidance we were never asked to correct
@@ -32,7 +32,11 @@ def evaluate_three_way(
     if len(conds) != 2 or places.keys() != {Row.FULL, Row.UNCOND}:
         if len(conds) == 2:
             run.kept.clear()
-        return executor(*arguments)
+        out = executor(*arguments)
+        own = {row: place for row, place in places.items() if row in (Row.FULL, Row.UNCOND)}
+        run.alone |= {row: Alone(scales, conds[place], out[place]) for row, place in own.items()}
+        return out
+    run.alone.clear()
     text_scale = as_scale(getattr(run.guider, "cfg", 1.0))
     windowed = model_options["transformer_options"].get("context_window") is not None or x.shape != run.shape
     if not _applies(run, scales, text_scale, windowed):
@@ -164,6 +168,8 @@ def correct_guidance(args: dict[str, Any]) -> Tensor:
     """After the sampler's own guidance: adds what three-way differs by, at the cfg that was really used."""
     denoised, full, uncond = args["denoised"], args["cond_denoised"], args["uncond_denoised"]
     run: SamplingRun | None = args["model_options"]["transformer_options"].get(RUN)
+    if run is not None and not run.kept:
+        _keep_what_was_evaluated_alone(run, args)
     if run is None or not run.kept:
         return denoised
     # Another patch may have evaluated the two lists once more since.
@@ -182,6 +188,21 @@ def correct_guidance(args: dict[str, Any]) -> Tensor:
         return denoised
     predictions |= {Row.FULL: full, Row.UNCOND: uncond}
     return denoised + three_way_correction(predictions, text_scale, kept.scales.instruct_scale, kept.scales.image_scale)
+
+
+def _keep_what_was_evaluated_alone(run: SamplingRun, args: dict[str, Any]) -> None:
+    """Where another pack evaluates the sampler's two lists in a call each (SkipLayerGuidanceDiTSimple does), the added
+    rows are evaluated now."""
+    if run.alone.keys() == {Row.FULL, Row.UNCOND} and args["uncond_denoised"] is not None:
+        full, uncond = run.alone[Row.FULL], run.alone[Row.UNCOND]
+        pair = (full.prediction, uncond.prediction)
+        if pair[0] is args["cond_denoised"] and pair[1] is args["uncond_denoised"]:
+            run.places = {Row.FULL: 0, Row.UNCOND: 1}
+            derived = {row: run.derive(row, uncond.conds, full.conds, lambda: float(args["sigma"][0])) for row in ADDED}
+            run.kept.append(Kept(full.scales, pair, {}, derived, others=True))
+        else:
+            run.warn("Another patch evaluates a step's two prompts apart, in its own way: simple guidance is used.")
+    run.alone.clear()
 
 
 def _is_unguided(args: dict[str, Any], text_scale: float) -> bool:

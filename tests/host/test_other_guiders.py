@@ -23,6 +23,7 @@ from bench import (
     random,
     simple_guidance,
 )
+from beside import ORDERS, in_order
 
 SCALES = ThreeWay(2.0, 1.5)
 FEW = ThreeWay(2.0, 1.0)  # the negative counts for nothing
@@ -139,7 +140,7 @@ def stops_before_the_model(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("scales", [None, SCALES, FEW])
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("stops", [stops_in_its_formula, stops_before_the_model])
 def test_a_negative_that_stops_half_way(bench: Bench, stops: Any, order: str, scales: Any) -> None:
     """What is left is the positive's prediction, to which three-way guidance has nothing to add."""
@@ -149,6 +150,41 @@ def test_a_negative_that_stops_half_way(bench: Bench, stops: Any, order: str, sc
     early, late = at_levels(bench.cfg_guider(model), [EARLY, LATE], x)
     assert_same(early, bench.three_way(each, CFG, scales or ThreeWay(CFG, CFG), x=x, sigma=EARLY), 1e-4)
     assert_same(late, bench.predict(bench.positive, {each: Row.FULL}, x=x, sigma=LATE), 1e-4)
+
+
+def each_list_in_a_call(bends: bool) -> Any:
+    """A patch that evaluates the two lists apart, with the negative halved in ``bends``."""
+    import comfy.samplers
+
+    def apart(args: dict) -> list[torch.Tensor]:
+        model, x, sigma, options = (args[name] for name in ("model", "input", "sigma", "model_options"))
+        positive, negative = args["conds"]
+        full, _ = comfy.samplers.calc_cond_batch(model, [positive, None], x, sigma, options)
+        _, uncond = comfy.samplers.calc_cond_batch(model, [None, negative], x, sigma, options)
+        return [full, uncond / 2 if bends else uncond]
+
+    def patch(model: Any) -> Any:
+        clone = model.clone()
+        clone.set_model_sampler_calc_cond_batch_function(apart)
+        return clone
+
+    return patch
+
+
+@pytest.mark.parametrize("scales", [None, SCALES, FEW])
+@pytest.mark.parametrize("order", ORDERS)
+def test_lists_that_are_evaluated_apart(bench: Bench, order: str, scales: Any) -> None:
+    each = bench.application(three_way=scales)
+    ours = bench.cfg(in_order(bench, order, each_list_in_a_call(bends=False), each), calls=2)
+    assert_same(ours, bench.three_way(each, CFG, scales or ThreeWay(CFG, CFG)), 1e-4)
+
+
+def test_lists_that_are_evaluated_apart_and_bent(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    each = bench.application(three_way=SCALES)
+    ours = bench.cfg(in_order(bench, "after", each_list_in_a_call(bends=True), each))
+    full, uncond = bench.predict(bench.positive, {each: Row.FULL}), bench.predict(bench.negative, {each: Row.UNCOND})
+    assert_same(ours, uncond / 2 + CFG * (full - uncond / 2), 1e-4)
+    assert "simple guidance is used" in caplog.text
 
 
 def with_step_cache(model: Any) -> Any:
@@ -168,7 +204,7 @@ def with_step_cache(model: Any) -> Any:
     return clone
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ORDERS)
 def test_a_step_cache_that_skips_while_a_range_begins(
     bench: Bench, order: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,7 +218,7 @@ def test_a_step_cache_that_skips_while_a_range_begins(
     assert "simple guidance is used" in caplog.text
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", ORDERS)
 def test_the_hosts_step_cache(bench: Bench, order: str, caplog: pytest.LogCaptureFixture) -> None:
     """All rows of a step are in one call, which it skips or not; where a range begins within a skip, it cannot, or
     on newer hosts evaluates the rows that it does not know."""

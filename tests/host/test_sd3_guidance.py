@@ -68,6 +68,20 @@ def test_rows_that_count_for_nothing_cost_nothing(bench: Sd3Bench, scales: Any, 
     assert_same(ours, three_way(bench, each, CFG, scales), 1e-4)
 
 
+@pytest.mark.parametrize("scales", [ThreeWay(6.0, 1.0), SCALES])
+def test_skip_layer_guidance_of_the_negative_alone(bench: Sd3Bench, scales: Any) -> None:
+    """The host's simple node evaluates the two prompts in a call each; three-way guidance goes on beside it."""
+    from comfy_extras.nodes_slg import SkipLayerGuidanceDiTSimple
+
+    each = bench.application(three_way=scales)
+    model = SkipLayerGuidanceDiTSimple.execute(bench.apply(each), 0.0, 1.0, double_layers="2", single_layers="").args[0]
+    skipped = bench.apply(bench.application())
+    skipped.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", 2)
+    rows = rows_of(bench, [each], [{}]) | {Row.UNCOND: bench.cfg(skipped, 0.0)}
+    expected = guidance.three_way(rows, CFG, scales.instruct_scale, scales.image_scale)
+    assert_same(bench.cfg(model, CFG), expected, 1e-4)
+
+
 @pytest.mark.parametrize("scales", [None, SCALES])
 def test_rows_one_at_a_time(bench: Sd3Bench, monkeypatch: pytest.MonkeyPatch, scales: Any) -> None:
     """As the host does when it is short of memory."""
