@@ -1,10 +1,12 @@
 """Pictures of the shipped workflows for ComfyUI's template browser: the reference beside what the graph makes of it.
 
-`python -m tools.demo.thumbnails` runs the graphs on the miniature. What it lacks the models for is shown as a graph.
+`python -m tools.demo.thumbnails [NAME ...]` runs the graphs on the miniature. What it lacks the models for is shown
+as a graph.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +69,14 @@ EXAMPLES = {
     "face": Example(PERSON),
     "style_with_scribble_controlnet": SCRIBBLED,
     "style_with_lora": Example(BOAT, LORA_PROMPT),
-    "one_picture_five_instructions": Example(FISH),
+    "one_picture_five_instructions": Example(BOAT),
     "two_references_two_roles": Example(PERSON, second=("Composition of this", CAT.picture)),
-    "not_this_style": Example(CAT),
+    "not_this_style": Example(CAT, "something in the snow, stained glass"),
     "saved_reference": Example(BOAT),
     "where_it_looked": Example(FISH),
     "inpainting_with_mask": Example(BOAT, second=("Picture to change", with_hole(CAT.picture)), replaces=CHANGED),
     "upscale_pass": Example(BOAT),
-    "own_adapter_five_instructions": Example(FISH, results=("Plain IPAdapter+", *map(str.capitalize, FIVE_TASKS))),
+    "own_adapter_five_instructions": Example(BOAT, results=("Plain IPAdapter+", *map(str.capitalize, FIVE_TASKS))),
     "own_adapter_style_with_scribble_controlnet": SCRIBBLED,
     "own_adapter_composition_with_lora": Example(BOAT, LORA_PROMPT),
 }
@@ -167,15 +169,16 @@ def save(picture: Image.Image, name: str) -> None:
 
 
 def main() -> None:
+    names = sys.argv[1:] or list(GRAPHS)
     with tempfile.TemporaryDirectory() as folder, ComfyServer(models=write_models(Path(folder))) as server:
         schemas = server.object_info()
-        for name in EXAMPLES:
+        for name in filter(EXAMPLES.__contains__, names):
             save(thumbnail(name, results_of(server, name, schemas)), name)
     with tempfile.TemporaryDirectory() as folder, ComfyServer(models=named_files(Path(folder) / "models")) as server:
         for picture in INPUTS.glob("*.png"):
             server.upload(picture)
         with comfy_page(server) as page:
-            for name in GRAPHS.keys() - EXAMPLES.keys():
+            for name in (name for name in names if name not in EXAMPLES):
                 save(graph_picture(page, read_workflow(name)), name)
 
 

@@ -35,7 +35,7 @@ GROUP_COLOURS = {
     "control": "#8b5a8c",
     "picture": "#a14f4f",
 }
-NOTE_LETTER, NOTE_LINE, NOTE_ITEM, NOTE_MARGIN = 6.6, 17, 24, 60
+NOTE_LETTER, NOTE_LINE, NOTE_ITEM, NOTE_MARGIN = 6.6, 17, 26, 60
 NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
 
 
