@@ -12,7 +12,7 @@ from training.files import write_json
 
 def hold(
     path: Path,
-    now: Mapping[str, Any],
+    now: dict[str, Any],
     holds: str,
     defaults: Mapping[str, Any] = {},
     free: Collection[str] = (),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tomllib
 import torch
 from torch import Tensor
 
@@ -22,7 +20,6 @@ from ..training_models import Settings, Way, base_model, write_data
 from .part import Part, from_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "training" / "configs"
 STEPS = 50
 RATE = 1e-4  # of these short runs
 LEAST_ALIKE = 0.1  # 1 - cosine of what a run in half precision changed, to what float32 changed
@@ -70,17 +67,17 @@ def flat(way: Way) -> Tensor:
 
 def runs(part: Part, folder: Path) -> None:
     """Whole runs by the command itself: one, the same again, one that is killed and goes on, and one of two ranks."""
-    from training.datasets.build import BuildConfig
-    from training.datasets.build import run as build
-    from training.debug import make
+    from tools.tiny.diffusers_models import save_ip_adapter_plus, save_open_clip, save_sd15
     from training.features.encode import EncodeConfig
     from training.features.encode import run as encode
+    from training.miniature.world import samples
 
-    make(folder / "debug")
-    for verb, config in (("build", BuildConfig), ("encode", EncodeConfig)):
-        read = tomllib.loads((CONFIGS / verb / "debug.toml").read_text())
-        with contextlib.chdir(folder):
-            {"build": build, "encode": encode}[verb](config(**read))
+    save_sd15(folder / "base")
+    save_ip_adapter_plus(folder / "start.safetensors", folder / "base")
+    samples.run(samples.BuildConfig(folder / "data", count=180, validation=20))
+    models = {"image_encoder": save_open_clip(folder / "clip"), "instruction_encoder": str(folder / "clip")}
+    chosen = {"resolution": 64, "phrases_per_subject": 8, "device": "cpu"}
+    encode(EncodeConfig(data=[folder / "data"], out=folder / "features", base=folder / "base", **models, **chosen))
     names = ("one", "killed") if part.small else ("one", "again", "killed")  # on a processor all runs agree
     started = {name: run(part, folder, name) for name in names}
     kill_after_a_checkpoint(started["killed"], folder / "killed" / "checkpoints")
@@ -106,11 +103,13 @@ def runs(part: Part, folder: Path) -> None:
 
 
 def run(part: Part, folder: Path, name: str, launcher: tuple[str, ...] = (), **process: Any) -> subprocess.Popen[str]:
-    """Start `train` on the debug data; two ranks share the card."""
+    """Start `train` on the small world; two ranks share the card."""
     place = "--cpu" if not part.on_card else "--no-cpu"
+    files = ("--base", "base", "--features", "features", "--start", "start.safetensors", "--out", name)
     steps = ("--steps", STEPS_OF_RUN, "--checkpoint-every", EVERY, "--keep", STEPS_OF_RUN, "--log-every", EVERY)
-    options = (*steps, "--out", name, place, "--validation.every", 0, "--trackers")
-    arguments = [sys.executable, *launcher, "-m", "training", "train", CONFIGS / "train" / "debug.toml", *options]
+    batches = ("--batch-size", 16, "--micro-batch-size", 8, "--learning-rate", 1e-3, "--ema", 0.9, "--workers", 0)
+    options = (*files, *steps, *batches, place, "--validation.every", 0, "--trackers")
+    arguments = [sys.executable, *launcher, "-m", "training", "train", *options]
     known = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": known, "OMP_NUM_THREADS": "1"}
     if launcher and part.on_card:

@@ -1,4 +1,4 @@
-"""The pages on training say what the code says: messages, configs, sizes, tables and the debug walk."""
+"""The pages on training say what the code says: messages, configs, sizes and tables."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parent / "helpers"))
 
 from studios import encode, furnish  # noqa: E402
 from tiny_base import save_sd15  # noqa: E402
-from training.debug import save_ip_adapter_plus  # noqa: E402
+from tools.tiny.diffusers_models import save_ip_adapter_plus  # noqa: E402
 
 TASKS = (Task.EVERYTHING, Task.STYLE, Task.OBJECT)
 

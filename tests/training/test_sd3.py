@@ -18,9 +18,9 @@ from ipadapter_instruct_core.guidance import Row
 from ipadapter_instruct_core.tasks import Task
 from studios import encode, furnish
 from tiny_base import NoAdapter
+from tools.tiny.diffusers_models import T5_WIDTH, WIDTH, save_sd3, save_sd3_start
 from training.datasets.sample import encode_picture
 from training.datasets.shards import Tally
-from training.debug import T5_WIDTH, WIDTH, save_sd3, save_sd3_start
 from training.evaluate import evaluate
 from training.evaluate.cases import held_out
 from training.evaluate.settings import EvaluateConfig

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from studios import encode, furnish
 from tiny_base import POOLED, WIDTH, WIDTH_2, NoAdapter, save_sd15, save_sdxl
+from tools.tiny.diffusers_models import save_ip_adapter_plus
 from training.datasets.shards import Tally
-from training.debug import save_ip_adapter_plus
 from training.features.draws import Draw, Dropped
 from training.features.stored import FeatureSource, RawSource, Source, encode_batch
 from training.frozen.base import load_base

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from ipadapter_instruct_core.tasks import Task
 from shards_of_photographs import save_shards
 from tiny_base import save_open_clip, save_sdxl
+from tools.tiny.diffusers_models import save_ip_adapter_plus
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from training.debug import save_ip_adapter_plus
 from training.train import loop
 from training.train.log import RunLog
 from training.train.settings import TrainConfig

@@ -144,4 +144,4 @@ def text_of(graph: Graph) -> str:
     for name in ("positive", "prompt", "text", "value"):
         while isinstance(value, list) and name in graph[value[0]]["inputs"]:
             value = graph[value[0]]["inputs"][name]
-    return value
+    return str(value)

@@ -134,7 +134,7 @@ def planned(graphs: dict[str, Graph]) -> list[Picture]:
         for column in (PLAIN, *condition.tasks)
     ]
     combined = ((WITH_SCRIBBLE, STYLE_OF, DRAWN_PROMPT), (WITH_LORA, LAYOUT_OF, LORA_PROMPT))
-    return pictures + [Picture(name, fitted(graphs[name], *words)) for name, *words in combined]
+    return pictures + [Picture(name, fitted(graphs[name], of, words)) for name, of, words in combined]
 
 
 def fitted(graph: Graph, condition: Condition, prompt: str = "") -> Graph:

@@ -38,8 +38,9 @@ def adapter(seed: int, width: int = WIDTH, normed: bool = False) -> dict[str, di
     keys, SD3.5's."""
     projector = projector_shapes(width, output=TEXT)
     big = {key.replace("_out.", "_out_big.") if key.count(".") == 1 else key: projector[key] for key in projector}
-    squares = dict.fromkeys(SQUARES, (WIDTH, WIDTH))
-    layer = {"to_k_ip": (WIDTH, TEXT), "to_v_ip": (WIDTH, TEXT), "norm_k_ip": (64,)} if normed else squares
+    square: tuple[int, ...] = (WIDTH, WIDTH)
+    plain: Shapes = {"to_k_ip": (WIDTH, TEXT), "to_v_ip": (WIDTH, TEXT), "norm_k_ip": (64,)}
+    layer = plain if normed else dict.fromkeys(map(str, SQUARES), square)
     layers = {f"{n}.{name}.weight": shape for n in range(0, BLOCKS, 2) for name, shape in layer.items()}
     projector = projector if normed else big
     return {

@@ -50,7 +50,7 @@ LIMB_WIDTH, JOINT_RADIUS, LIMB_BRIGHTNESS = 9, 5, 0.6
 
 def scribble() -> Image.Image:
     """Black on white, with the unsteady strokes of a hand."""
-    picture = Image.new("RGB", (SIZE * OVERSAMPLING,) * 2, "white")
+    picture = Image.new("RGB", (SIZE * OVERSAMPLING, SIZE * OVERSAMPLING), "white")
     draw = ImageDraw.Draw(picture)
     shake = random.Random(0)
     (x, y), across, down = CROWN
@@ -66,7 +66,7 @@ def scribble() -> Image.Image:
 
 def pose() -> Image.Image:
     """Limbs and joints on black, in the rainbow that the OpenPose ControlNet was trained on."""
-    picture = Image.new("RGB", (SIZE * OVERSAMPLING,) * 2, "black")
+    picture = Image.new("RGB", (SIZE * OVERSAMPLING, SIZE * OVERSAMPLING), "black")
     draw = ImageDraw.Draw(picture)
     for index, (start, end) in enumerate(LIMBS):
         if start in JOINTS and end in JOINTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .canvas import PICTURE_HEIGHT, Canvas, Output
 from .files import (
@@ -46,7 +46,7 @@ class Models(NamedTuple):
     vision: Output
 
     @property
-    def readers(self) -> dict[str, Output]:
+    def readers(self) -> dict[str, Any]:
         """The inputs of the nodes that encode instructions."""
         own = {} if self.clip == self.reader else {"prompt_clip": self.clip}
         return {"adapter": self.adapter, "clip": self.reader, **own}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .canvas import PICTURE_HEIGHT, Canvas, Output
 from .files import FILES, PICTURES
 from .hint_pictures import SCRIBBLE
@@ -187,7 +189,7 @@ def encode(canvas: Canvas, models: Models, words: Output, image: Output) -> Outp
     ).only
 
 
-def apply_reference(canvas: Canvas, models: Models, reference: Output, **more: Output) -> Output:
+def apply_reference(canvas: Canvas, models: Models, reference: Output, **more: Any) -> Output:
     return canvas.node(
         "IPAdapterInstructApply", model=models.model, adapter=models.adapter, reference=reference, **more
     ).only

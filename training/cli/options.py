@@ -90,7 +90,7 @@ def why_invalid(kind: type[BaseModel], error: ValidationError) -> str:
     """The first of pydantic's findings as a sentence, a mistyped name before what is missing for it."""
     found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     first, more = found[0], f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    names, owners = [], {"": kind}
+    names, owners, siblings = [], {"": kind}, []
     for part in first["loc"]:
         if part in owners:  # the kind of a source, which pydantic names between the fields
             owners = {"": owners[part]}

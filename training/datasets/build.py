@@ -128,8 +128,9 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
         # Neighbours to one rank, so that few row groups of a table are read by two.
         share = blocks[len(blocks) * rank // world : len(blocks) * (rank + 1) // world]
         _build(config, share, maker, tally, rank)
-        summaries = [finished(config.out, block) for block in blocks]
-        if None in summaries:
+        found = [finished(config.out, block) for block in blocks]
+        summaries = [summary for summary in found if summary is not None]
+        if len(summaries) < len(blocks):
             logger.info(f"Rank {rank} of {world} is done; the last one to finish writes {config.out / MANIFEST}.")
             return
         summaries = remove_twins(config.out, blocks, summaries)
@@ -202,7 +203,10 @@ def _build_block(
                     tally.check()
 
     def members() -> Iterator[tuple[str, dict[str, bytes]]]:
-        samples = _with_targets(config, good(), maker) if config.source.generated else (sample for sample, _ in good())
+        samples = (sample for sample, _ in good())
+        if config.source.generated is not None:
+            assert maker is not None
+            samples = _with_targets(config, good(), maker, config.source.generated.batch_size)
         for number, sample in enumerate(samples):
             contents.tasks[sample.task.value] += 1
             yield contents.pictures[number][0], sample.members()
@@ -244,13 +248,13 @@ def _prepare(config: BuildConfig, item: Item) -> Prepared:
 
 
 def _with_targets(
-    config: BuildConfig, made: Iterator[tuple[Sample, Image.Image]], maker: TargetMaker
+    config: BuildConfig, made: Iterator[tuple[Sample, Image.Image | None]], maker: TargetMaker, batch_size: int
 ) -> Iterator[Sample]:
     """Samples with their generated targets; a sample's seed comes from its id, so that a rerun makes the same."""
-    while batch := list(islice(made, config.source.generated.batch_size)):
+    while batch := list(islice(made, batch_size)):
         samples = [sample for sample, _ in batch]
         pictures = maker(
-            [guide for _, guide in batch],
+            [guide for _, guide in batch if guide is not None],
             [sample.prompt for sample in samples],
             [chance(config.seed, "target", sample.source_id) for sample in samples],
             [sample.condition_prompt for sample in samples],

@@ -29,25 +29,25 @@ class Endpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    url: str = Field("", pattern=r"^(https?://\S+)?$")
+    url: str = Field(default="", pattern=r"^(https?://\S+)?$")
     """Base URL of an OpenAI-compatible endpoint, such as https://api.openai.com/v1; empty: nothing can be asked."""
     model: str = "gpt-4o"
     """Name of the model there; the paper used GPT-4o."""
     key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; where it is not set, none is sent, as suits a local server."""
-    timeout_s: float = Field(60, gt=0)
+    timeout_s: float = Field(default=60, gt=0)
     """Seconds without a sign of life after which a request counts as failed."""
-    attempts: int = Field(6, ge=1)
+    attempts: int = Field(default=6, ge=1)
     """How often one question is asked before giving up."""
-    first_wait_s: float = Field(1, ge=0)
+    first_wait_s: float = Field(default=1, ge=0)
     """Wait before the second attempt; it doubles each time; up to as much again is added at random."""
-    longest_wait_s: float = Field(60, ge=0)
+    longest_wait_s: float = Field(default=60, ge=0)
     """Where the doubling ends. A longer wait that the endpoint itself asks for is kept to."""
     on_failure: Literal["stop", "skip"] = "stop"
     """After the last attempt: stop the run, or skip and count what was asked about."""
-    temperature: float | None = Field(None, ge=0)
+    temperature: float | None = Field(default=None, ge=0)
     """How freely to answer; left out, the model's own default."""
-    picture_side: int = Field(768, ge=32)
+    picture_side: int = Field(default=768, ge=32)
     """Pictures are shrunk to this many pixels on their longer side before they are sent."""
     cache: Path | None = Path("~/.cache/ipadapter-instruct/answers")
     """Folder of the answers kept; many processes can share it."""
@@ -85,6 +85,7 @@ def ask(
     growing += wait_random(0, endpoint.first_wait_s)
 
     def wait(state: RetryCallState) -> float:
+        assert state.outcome is not None
         return max(growing(state), getattr(state.outcome.exception(), "wait_s", 0))
 
     retrying = Retrying(

@@ -135,7 +135,7 @@ def write_manifest(
         ValueError: a larger share of the samples than ``max_skipped`` was skipped.
     """
     tasks: Counter[str] = Counter()
-    counts = dict.fromkeys(SPLITS, 0)
+    counts: dict[str, int] = dict.fromkeys(SPLITS, 0)
     shards, skipped = [], []
     for block, summary in zip(blocks, summaries, strict=True):
         skipped += skipped_of(summary)

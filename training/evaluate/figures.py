@@ -156,12 +156,14 @@ def read_runs(runs: Mapping[str, Path], tasks: Sequence[Task], loss: bool = Fals
                 f'No run has validation scores of the task "{task.value}"; leave it out of --curves, or validate on it.'
             )
     return {
-        task: {
-            metric: {label: tuple(zip(*sorted(points.items()), strict=True)) for label, points in by_label.items()}
-            for metric, by_label in metrics.items()
-        }
+        task: {metric: {label: _curve(points) for label, points in of.items()} for metric, of in metrics.items()}
         for task, metrics in found.items()
     }
+
+
+def _curve(points: Mapping[int, float]) -> tuple[Sequence[int], Sequence[float]]:
+    steps = sorted(points)
+    return tuple(steps), tuple(points[step] for step in steps)
 
 
 def _steps(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

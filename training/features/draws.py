@@ -57,13 +57,13 @@ class Dropout(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    text: float = Field(0.05, ge=0)
+    text: float = Field(default=0.05, ge=0)
     """The text prompt alone; a replication sample, or any where there are none, is told "everything" (that row)."""
-    words: float = Field(0.05, ge=0)
+    words: float = Field(default=0.05, ge=0)
     """Text prompt, instruction, and the projector's prompt (the image row)."""
-    image: float = Field(0.05, ge=0)
+    image: float = Field(default=0.05, ge=0)
     """The condition picture alone."""
-    all: float = Field(0.05, ge=0)
+    all: float = Field(default=0.05, ge=0)
     """Every condition (the unconditional row)."""
 
 

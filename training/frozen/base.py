@@ -47,14 +47,15 @@ class TextStates:
 class FrozenBase:
     """The parts of a base model, none of which is trained.
 
-    ``unet`` is SD3's transformer on SD3, and None where only encoders were asked for. Where features are trained on,
+    They are diffusers' and transformers' own, of classes that differ from base to base: hence ``Any``. ``unet`` is
+    SD3's transformer on SD3, and None where only encoders were asked for. Where features are trained on,
     SD3's T5 is left out of the encoders.
     """
 
     kind: Base
-    unet: nn.Module | None
-    vae: nn.Module
-    text_encoders: tuple[nn.Module, ...]
+    unet: Any
+    vae: Any
+    text_encoders: tuple[Any, ...]
     tokenizers: tuple[Any, ...]
     schedule: Any
 
@@ -203,7 +204,7 @@ def clip_tokenizer(padding: str = "<|endoftext|>") -> Any:
     from transformers import CLIPTokenizer
 
     source = SimpleTokenizer()
-    merges = sorted(source.bpe_ranks, key=source.bpe_ranks.get)
+    merges: Any = sorted(source.bpe_ranks, key=source.bpe_ranks.__getitem__)
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocabulary = {names.get(token, token): number for token, number in source.encoder.items()}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token=padding, model_max_length=TEXT_LENGTH)

@@ -39,9 +39,9 @@ class Parts(NamedTuple):
     the base's own noise, or SD3's FlowMatchEulerDiscreteScheduler."""
 
     kind: Base
-    unet: nn.Module | None
-    vae: nn.Module
-    text_encoders: tuple[nn.Module, ...]
+    unet: Any
+    vae: Any
+    text_encoders: tuple[Any, ...]
     schedule: Any
 
 
@@ -52,7 +52,8 @@ def folder_kind(path: Path) -> Base:
     if not (path / "model_index.json").is_file():
         raise ValueError(f"{path} holds no model_index.json; give the folder of a whole diffusers pipeline.")
     try:
-        name = DiffusionPipeline.load_config(path).get("_class_name")
+        config: Any = DiffusionPipeline.load_config(path)
+        name = config.get("_class_name")
     except OSError as error:
         raise ValueError(f"{path / 'model_index.json'} cannot be read; download the folder again.") from error
     if name not in PIPELINES:
@@ -126,7 +127,8 @@ def _schedule(path: Path, **changes: Any) -> Any:
     from diffusers import DDPMScheduler
 
     _config_file(path, "scheduler", "scheduler_config.json")
-    config = {**DDPMScheduler.load_config(path, subfolder="scheduler"), **changes}
+    loaded: Any = DDPMScheduler.load_config(path, subfolder="scheduler")
+    config = {**loaded, **changes}
     predicts = config.get("prediction_type", "epsilon")
     if "beta_start" not in config or predicts not in ("epsilon", "v_prediction"):
         raise ValueError(
@@ -140,7 +142,7 @@ def _flow_schedule(path: Path) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     _config_file(path, "scheduler", "scheduler_config.json")
-    config = FlowMatchEulerDiscreteScheduler.load_config(path, subfolder="scheduler")
+    config: Any = FlowMatchEulerDiscreteScheduler.load_config(path, subfolder="scheduler")
     if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler" or config.get("use_dynamic_shifting"):
         raise ValueError(
             f"{path} follows the noise schedule of {config.get('_class_name')}, not SD3's; give SD3 medium's folder or "

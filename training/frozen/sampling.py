@@ -145,8 +145,8 @@ def sample(
     scheduler.set_timesteps(steps, device=device)
     text = torch.cat([conditions[row].text for row in rows]).to(device, dtype)
     image = _stack_sites([conditions[row].image for row in rows])
-    pooled = [conditions[row].pooled for row in rows]
-    added = base.added(None if pooled[0] is None else torch.cat(pooled), noise.shape[-1] * 8, dtype)
+    pooled = [states for row in rows if (states := conditions[row].pooled) is not None]
+    added = base.added(torch.cat(pooled) if pooled else None, noise.shape[-1] * 8, dtype)
     latents = noise.to(device)  # whose deviation is one with either solver
     for timestep in scheduler.timesteps:
         inputs = torch.cat([latents] * len(rows)).to(dtype)

@@ -54,8 +54,8 @@ class JointAttention:
             )
             streams.append(_projected(encoder_hidden_states, projections, norms, attn.heads))
         queries, keys, values = (torch.cat(parts, dim=1) for parts in zip(*streams, strict=True))
-        heads = [split_heads(part, attn.heads) for part in (queries, keys, values)]
-        out = scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+        query, key, value = (split_heads(part, attn.heads) for part in (queries, keys, values))
+        out = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         count = hidden_states.shape[1]
         if sites is not None and self.place is not None:
             out = out + _addition(sites[self.place], queries, out, attn.heads, count).to(out.dtype)
@@ -82,18 +82,18 @@ def _addition(site: Site, queries: Tensor, out: Tensor, heads: int, count: int) 
     return site.weight * site.layer.addition(queries.to(dtype), out.to(dtype), keys, values, slice(count))
 
 
-def adapted_blocks(transformer: nn.Module) -> list[tuple[int, int]]:
+def adapted_blocks(transformer: Any) -> list[tuple[int, int]]:
     """(number in an adapter file, width) of every second block, from the first on."""
     blocks = transformer.transformer_blocks
     return [(number, blocks[number].attn.to_q.out_features) for number in range(0, len(blocks), 2)]
 
 
-def norms_queries(transformer: nn.Module) -> bool:
+def norms_queries(transformer: Any) -> bool:
     """Whether it is SD3.5's."""
     return transformer.config.qk_norm is not None
 
 
-def prepare_transformer(transformer: nn.Module) -> list[tuple[int, int]]:
+def prepare_transformer(transformer: Any) -> list[tuple[int, int]]:
     """Put our processors into every attention; returns `adapted_blocks`."""
     layers = adapted_blocks(transformer)
     place = {number: place for place, (number, _) in enumerate(layers)}
@@ -105,7 +105,7 @@ def prepare_transformer(transformer: nn.Module) -> list[tuple[int, int]]:
 
 
 def predict(
-    transformer: nn.Module,
+    transformer: Any,
     latents: Tensor,
     timesteps: Tensor,
     text: Tensor,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ipadapter_instruct_core.attention import image_attention, split_heads
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 # Keys and values [B, T, width] of every cross-attention, in the order of an adapter file's numbers.
@@ -41,7 +41,7 @@ class DecoupledAttention:
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def cross_attentions(unet: nn.Module) -> list[tuple[int, int]]:
+def cross_attentions(unet: Any) -> list[tuple[int, int]]:
     """(number in an adapter file, width) of every cross-attention: numbers count diffusers' processors, down, up, mid.
 
     Raises:
@@ -56,7 +56,7 @@ def cross_attentions(unet: nn.Module) -> list[tuple[int, int]]:
     return [(n, unet.get_submodule(name).to_q.out_features) for n, name in found]
 
 
-def prepare_unet(unet: nn.Module) -> list[tuple[int, int]]:
+def prepare_unet(unet: Any) -> list[tuple[int, int]]:
     """Put our processors into every attention; returns `cross_attentions`."""
     layers = cross_attentions(unet)
     place = {number: layer for layer, (number, _) in enumerate(layers)}
@@ -67,7 +67,7 @@ def prepare_unet(unet: nn.Module) -> list[tuple[int, int]]:
 
 
 def predict(
-    unet: nn.Module,
+    unet: Any,
     latents: Tensor,
     timesteps: Tensor,
     text: Tensor,

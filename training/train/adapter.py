@@ -120,7 +120,7 @@ def _check_encoder(name: str, config: AdapterConfig, encoder: InstructionEncoder
 
 
 @torch.no_grad()
-def initialise_layers(adapter: Adapter, network: nn.Module) -> None:
+def initialise_layers(adapter: Adapter, network: Any) -> None:
     """Start the layers of SD3 or SD3.5 so that nothing is added, with keys that the base's own queries know."""
     start = _start_joint_layer if adapter.config.form is Form.JOINT else _start_image_stream_layer
     for number, layer in adapter.ip_adapter.items():
@@ -150,7 +150,7 @@ def _start_image_stream_layer(layer: Any, attention: Any, embedder: nn.Linear) -
     nn.init.zeros_(layer.to_v_ip.weight)
 
 
-def losses(unet: nn.Module, adapter: nn.Module, schedule: Any, batch: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+def losses(unet: Any, adapter: nn.Module, schedule: Any, batch: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     """Loss of each sample, [B] (Sec. 3.5: as IPAdapter): of the predicted noise, or of v where the base predicts that,
     or on SD3 and SD3.5 of the velocity (flow matching, Esser et al. 2024).
 

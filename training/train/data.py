@@ -21,6 +21,7 @@ def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders |
         hold_to_encoders(source, base)
         validation = FeatureSource(config.features, "validation", tally, 1.0) if validate else None
         return base, None, source, validation
+    assert config.image_encoder is not None  # as the settings themselves hold it
     paths = EncoderPaths(
         base=config.base,
         image_encoder=config.image_encoder,
@@ -50,6 +51,7 @@ def state_widths(source: Source, encoders: Encoders | None) -> dict[str, int]:
     """Width of each kind of states: of the picture, the instruction, the prompt, and the UNet's text."""
     if encoders is not None:
         return encoders.widths()
+    assert isinstance(source, FeatureSource)
     rows = source.rows
     states = {"image": rows["zero_image"], "text": rows["empty_text"], "instruction": rows["empty_instruction"]}
     states["prompt"] = rows.get("empty_prompt", rows["empty_text"])
@@ -57,17 +59,23 @@ def state_widths(source: Source, encoders: Encoders | None) -> dict[str, int]:
 
 
 def instruction_encoder(source: Source, encoders: Encoders | None) -> InstructionEncoder:
-    return (
-        InstructionEncoder(source.settings["instruction_encoder"]) if encoders is None else encoders.instruction_encoder
-    )
+    if encoders is not None:
+        return encoders.instruction_encoder
+    assert isinstance(source, FeatureSource)
+    return InstructionEncoder(source.settings["instruction_encoder"])
 
 
 def identity(base: FrozenBase, encoders: Encoders | None, source: Source) -> dict[str, Any]:
     """What a run's files hold: the base, the encoders behind the samples, the samples, and the instructions."""
     counts = {task.value: len(places) for task, places in source.by_task.items()}
+    if encoders is not None:
+        behind = encoders.identities()
+    else:
+        assert isinstance(source, FeatureSource)
+        behind = source.settings["encoders"]
     facts = {
         "unet": fingerprint(base.unet),
-        "encoders": encoders.identities() if encoders is not None else source.settings["encoders"],
+        "encoders": behind,
         "samples": dict(sorted(counts.items())),
         "shards": source.sha256,
         "wordings": source.wordings_sha256(),

@@ -73,7 +73,8 @@ class RunLog:
         sums = torch.zeros(2, len(TASKS), device=device)
         sums[0].index_add_(0, tasks, losses)
         sums[1].index_add_(0, tasks, torch.ones_like(losses))
-        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        reduced: Any = self.accelerator.reduce(sums, "sum")
+        total, count = reduced.tolist()
         seconds = time.perf_counter() - self.started
         steps = sum(count) / batch_size
         figures: dict[str, float] = {

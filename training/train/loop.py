@@ -50,7 +50,7 @@ def run(config: TrainConfig) -> None:
     accelerator = Accelerator(
         mixed_precision=config.precision,
         cpu=config.cpu,
-        log_with=config.trackers or None,
+        log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(str(config.out), logging_dir=str(config.out)),
     )
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
@@ -143,7 +143,8 @@ class Trainer:
         )
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         # diffusers' own `to` warns of layers that SD has not.
-        torch.nn.Module.to(base.unet, device, self.dtype, memory_format=layout)
+        move: Any = torch.nn.Module.to
+        move(base.unet, device, self.dtype, memory_format=layout)
         if self.encoders is not None:
             self.encoders.to(device, self.dtype)
         else:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ def make_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) 
         ValueError: ``adamw8bit`` without bitsandbytes or without a card.
     """
     common: dict[str, Any] = {"lr": config.learning_rate, "betas": config.adam_betas, "eps": config.adam_eps}
+    how: dict[str, Any] = {"fused": True} if config.fused_optimizer else {"foreach": True}
     trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     groups = _groups(trained, config.weight_decay)
     if config.optimizer == "adamw8bit":
         return _adamw8bit(device)(groups, **common)
-    return torch.optim.AdamW(groups, **common, **({"fused": True} if config.fused_optimizer else {"foreach": True}))
+    return torch.optim.AdamW(groups, **common, **how)
 
 
 def _groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
@@ -47,13 +49,12 @@ def _adamw8bit(device: torch.device) -> Any:
     if device.type != "cuda":
         raise ValueError(f"The optimizer adamw8bit runs on a CUDA card, not on {device.type}; set it to adamw.")
     try:
-        from bitsandbytes.optim import AdamW8bit
+        return import_module("bitsandbytes.optim").AdamW8bit
     except ImportError:
         raise ValueError(
             "The optimizer adamw8bit needs the package bitsandbytes; install it by `pip install bitsandbytes`, or set "
             "the optimizer to adamw."
         ) from None
-    return AdamW8bit
 
 
 def learning_rate_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any:
@@ -86,8 +87,7 @@ def update(
     Returns:
         Where they are ``told``, norms of the gradients as they were before and of the updates, by name and part.
     """
-    if longest or told:
-        length = accelerator.clip_grad_norm_(parameters.values(), longest or math.inf)
+    length: Any = accelerator.clip_grad_norm_(parameters.values(), longest or math.inf) if longest or told else None
     if not told:
         optimizer.step()
         return {}

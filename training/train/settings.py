@@ -28,9 +28,9 @@ class Validation(BaseModel):
 
     every: int = 2000
     """Steps between validations; 0 for none."""
-    samples: int = Field(64, ge=1)
+    samples: int = Field(default=64, ge=1)
     """Samples a task for the validation loss."""
-    pictures: int = Field(64, ge=0)
+    pictures: int = Field(default=64, ge=0)
     """Samples a task of which pictures are made, and scored where `scorer` is given; the first eight are shown."""
     steps: int = 30
     """Sampling steps of a picture."""

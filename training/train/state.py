@@ -74,7 +74,7 @@ class RunState:
         """Take everything back from `write` and `facts`."""
         from safetensors.torch import load_file
 
-        model = {PREFIX + name: tensor for name, tensor in load_file(folder / ADAPTER).items()}
+        model: dict[str, Any] = {PREFIX + name: tensor for name, tensor in load_file(folder / ADAPTER).items()}
         optimizer = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         optimizer["param_groups"] = [  # the settings count, also where an older run had its weights in one group

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from training.datasets.sample import Sample
 from training.features.draws import Draw, Dropped
-from training.features.stored import Source, encode_batch
+from training.features.stored import FeatureSource, Source, encode_batch
 from training.frozen.base import FrozenBase
 from training.frozen.encoders import Encoders
 from training.frozen.metrics import TASK_METRICS, Embedder, task_scores
@@ -184,6 +184,7 @@ class Validator:
     def _scores(
         self, task: Task, conditions: list[Image.Image], made: list[Image.Image], samples: list[Sample]
     ) -> Values:
+        assert self.embedder is not None
         images, texts = self.embedder.images, self.embedder.texts
         prompts, captions = [entry.prompt for entry in samples], [entry.caption for entry in samples]
         embeddings = (images(made), images(conditions), texts(prompts), texts(captions))
@@ -191,7 +192,11 @@ class Validator:
         return {name: values.tolist() for name, values in scores.items()}
 
     def _rows(self) -> Mapping[str, Tensor]:
-        rows = self.encoders.rows() if self.encoders is not None else self.source.rows
+        if self.encoders is not None:
+            rows = self.encoders.rows()
+        else:
+            assert isinstance(self.source, FeatureSource)
+            rows = self.source.rows
         return {name: states.to(self.base.device) for name, states in rows.items()}
 
 

@@ -1,25 +1,15 @@
-"""The configs are what they say: they parse, hold the paper's values, and the debug ones run."""
+"""The configs are what they say: they parse, and hold the paper's values."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tomllib
-import torch
-from ipadapter_instruct_core.checkpoint import load
 from ipadapter_instruct_core.tasks import Task
-from PIL import Image
-from safetensors.torch import load_file
-from training import __main__ as command_line
-from training import debug
 from training.cli.verbs import VERBS, read_config
-from training.train import checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted((ROOT / "training" / "configs").rglob("*.toml"))
@@ -57,7 +47,7 @@ def test_a_config_says_how_it_is_run_and_parses(config: Path) -> None:
     texts = [value for value in _leaves(tomllib.loads(config.read_text())) if isinstance(value, str)]
     assert not any(text.startswith(("/", "~", ".")) for text in texts), "a path of somebody's machine"
     assert config.parent.name in ("configs", {"figures": "evaluate"}.get(verb, verb))
-    if config.stem not in ("debug", "debug_sd3", "debug_sd35", "walk") and verb == "train":
+    if config.stem != "walk" and verb == "train":
         assert parsed.out.name == config.stem, "two configs would share a run"
 
 
@@ -129,100 +119,3 @@ def test_the_miniatures_figures_show_what_its_runs_and_its_evaluation_wrote() ->
     trained = {tomllib.loads(config.read_text()).get("out") for config in MINIATURE}
     trained |= {str(single_task(task, folder).out) for task in PAPERS_TASKS}
     assert {str(run) for run in (*figures.runs.values(), *curves.runs.values())} <= trained
-
-
-# The debug walk
-
-
-@pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory):
-    """Every verb on what `python -m training.debug` makes, as the README has them one after another."""
-    patch = pytest.MonkeyPatch()
-    folder = tmp_path_factory.mktemp("walk")
-    patch.chdir(folder)
-
-    def verb(*arguments: str) -> None:
-        words = [str(ROOT / word) if word.startswith("training/") else word for word in arguments]
-        patch.setattr(sys, "argv", ["training", *words])
-        command_line.main()
-
-    debug.make(Path("debug"))
-    verb("build", "training/configs/build/debug.toml")
-    verb("encode", "training/configs/encode/debug.toml")
-    verb("train", "training/configs/train/debug.toml")
-    verb("export", "--run", "debug/run", "--out", "debug/adapter.safetensors")
-    verb("evaluate", "training/configs/evaluate/debug_table.toml")
-    verb("figures", "training/configs/evaluate/debug_figures.toml")
-    yield folder / "debug", verb
-    patch.undo()
-
-
-def test_the_walk_builds_and_encodes_all_five_tasks(walk) -> None:
-    folder, _ = walk
-    manifest = json.loads((folder / "data" / "own" / "manifest.json").read_text())
-    assert manifest["tasks"] == dict.fromkeys(sorted(PAPERS_TASKS), debug.SAMPLES)
-    assert manifest["counts"] == {"train": 180, "validation": 20} and not manifest["skipped"]
-    assert (folder / "features" / "instructions.safetensors").stat().st_size > 1e6
-
-
-def test_the_walk_learns_and_validates_on_every_task(walk) -> None:
-    folder, _ = walk
-    log = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [10, 20, 30, 40, 50, 60]
-    assert log[-1]["loss"] < log[0]["loss"]
-    validation = [json.loads(line) for line in (folder / "run" / "validation.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in validation] == [20, 40, 60]
-    assert all(set(PAPERS_TASKS) <= line.keys() and "CLIP-P" in line["face"] for line in validation)
-    sheets = sorted(path.stem for path in (folder / "run" / "validation" / "step-00000060").iterdir())
-    assert sheets == sorted(PAPERS_TASKS)
-    assert any(path.name.startswith("events.out.tfevents") for path in (folder / "run").rglob("*"))
-
-
-def test_the_walk_resumes(walk, caplog: pytest.LogCaptureFixture) -> None:
-    folder, verb = walk
-    last = folder / "run" / "checkpoints" / "step-00000060" / "adapter.safetensors"
-    before = load_file(last)
-    for name in ("step-00000040", "step-00000060"):
-        assert checkpoints.is_whole(folder / "run" / "checkpoints" / name)
-    last.unlink()
-    with caplog.at_level("INFO"):
-        verb("train", "training/configs/train/debug.toml")
-    assert "going on from debug/run/checkpoints/step-00000040" in caplog.text
-    after = load_file(last)
-    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
-
-
-def test_the_walk_ends_in_a_file_that_the_core_loads(walk) -> None:
-    folder, _ = walk
-    config = load(folder / "adapter.safetensors").config
-    assert config.follows_instructions and config.instruction_encoder.value == "open_clip" and not config.reads_prompt
-
-
-def test_the_walk_makes_a_table_and_every_figure(walk) -> None:
-    folder, _ = walk
-    table = (folder / "evaluation" / "table.md").read_text()
-    assert "| IPAdapter-Instruct |" in table and "| IPAdapter+ |" in table and "–" not in table
-    figures = sorted(path.stem for path in (folder / "figures").iterdir())
-    assert figures == ["against", "instructions", "learning-curves", "rewordings-0", "tasks"]
-    for path in (folder / "figures").iterdir():
-        assert np.asarray(Image.open(path).convert("L")).std() > 8, "an empty picture"
-
-
-LAYERS = {"sd3": ("joint", ((0, 32), (2, 32))), "sd35": ("image-stream", ((0, 64), (2, 64)))}
-
-
-def test_the_walk_has_variants_for_sd3_and_sd35(walk) -> None:
-    """Of a start that equals the base, to a file in the released layout, on the same features."""
-    folder, verb = walk
-    verb("encode", "training/configs/encode/debug_sd3.toml")
-    for name, (form, layers) in LAYERS.items():
-        run = folder / f"run-{name}"
-        verb("train", f"training/configs/train/debug_{name}.toml")
-        verb("export", "--run", f"debug/run-{name}", "--out", f"debug/adapter-{name}.safetensors")
-        validation = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
-        losses = [sum(line[task]["loss"] for task in PAPERS_TASKS) for line in validation]
-        assert losses[-1] < losses[0]
-        for path in max((run / "validation").iterdir()).iterdir():
-            assert np.asarray(Image.open(path).convert("L")).std() > 8, "an empty picture"
-        config = load(folder / f"adapter-{name}.safetensors").config
-        assert (config.base.value, config.form.value, config.layers) == (name, form, layers)

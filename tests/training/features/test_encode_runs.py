@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 import torch
@@ -129,22 +128,22 @@ def test_a_shard_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: 
 def test_pictures_are_decoded_side_by_side_and_ahead(
     workshop: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two, pictures, encode_batch, decoded, seen = Barrier(2), Sample.pictures, encode._encode_batch, [], []
+    two, ahead, pictures, encode_batch, decoded = Barrier(2), Event(), Sample.pictures, encode._encode_batch, []
 
     def meeting(sample: Sample) -> object:
         two.wait(timeout=20)  # one alone would end in BrokenBarrierError
         decoded.append(sample.source_id)
+        if len(decoded) > 1:
+            ahead.set()
         return pictures(sample)
 
     def slow(*arguments: object) -> object:
-        time.sleep(0.5)
-        seen.append(len(decoded))
+        assert ahead.wait(timeout=20), "the second is decoded only when the first was encoded"
         return encode_batch(*arguments)
 
     monkeypatch.setattr(Sample, "pictures", meeting)
     monkeypatch.setattr(encode, "_encode_batch", slow)
     encode.run(settings(workshop, tmp_path / "out", batch_size=1))
-    assert seen[0] >= 2  # the second was decoded before the first was encoded
     for split in ("train", "validation"):
         found, expected = (samples_of(folder / TASK.value, split) for folder in (tmp_path / "out", features))
         assert [files["json"] for files in found] == [files["json"] for files in expected]

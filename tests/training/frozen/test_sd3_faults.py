@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tools.tiny.diffusers_models import SD35, save_sd3
 from training.datasets.targets.makers import Generator
 from training.datasets.targets.settings import Scribble
-from training.debug import SD35, save_sd3
 from training.frozen.base import load_base
 
 

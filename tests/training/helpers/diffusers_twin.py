@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from tools.tiny.diffusers_models import t5_encoder, t5_tokenizer, text_encoder
 from tools.tiny.models import checkpoint, sd3_checkpoint
 from tools.tiny.sd3 import BLOCKS, LATENT, LATENT_SCALE, LATENT_SHIFT, POOLED, WIDTH
 from tools.tiny.shapes import CHANNELS, TEXT, UNetLayout
-from training.debug import t5_encoder, t5_tokenizer, text_encoder
 from training.frozen.base import clip_tokenizer
 
 

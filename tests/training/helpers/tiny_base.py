@@ -1,4 +1,4 @@
-"""Tiny models in true file formats, with random weights: those of `training.debug`, and an SDXL."""
+"""Tiny models in true file formats, with random weights: those of `tools.tiny.diffusers_models`, and an SDXL."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from training.debug import OPEN_CLIP, WIDTH, autoencoder, save_open_clip, save_sd15, text_encoder, unet_settings
+from tools.tiny.diffusers_models import (
+    OPEN_CLIP,
+    WIDTH,
+    autoencoder,
+    save_open_clip,
+    save_sd15,
+    text_encoder,
+    unet_settings,
+)
 from training.frozen.base import clip_tokenizer
 
 __all__ = ["NoAdapter", "OPEN_CLIP", "WIDTH", "save_open_clip", "save_sd15", "save_sdxl"]

@@ -48,7 +48,7 @@ def test_the_true_targets_do_all_that_is_asked_and_leak_nothing(task: Task) -> N
     found = rates_of(chosen, [case.target for case in chosen], pictures)
     for aim in report.AIMS[task.value]:
         assert found[aim.figure].share == (0.0 if aim.leak else 1.0), aim
-        assert found[aim.figure].count > 0
+        assert found[aim.figure].total > 0
     left = {"subject", "colour"} if task is Task.OBJECT else set(LEFT_TO_CONDITION.get(task, ()))
     assert not left & {name.removeprefix("prompt ") for name in found if name.startswith("prompt")}
     assert all(case.target.held_out for case in chosen)

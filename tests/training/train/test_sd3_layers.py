@@ -11,7 +11,7 @@ import torch
 from ipadapter_instruct_core.checkpoint import load, save
 from ipadapter_instruct_core.config import Base, InstructionEncoder
 from tiny_base import OPEN_CLIP, NoAdapter
-from training.debug import SD35, T5_WIDTH, WIDTH, save_sd3, save_sd3_start
+from tools.tiny.diffusers_models import SD35, T5_WIDTH, WIDTH, save_sd3, save_sd3_start
 from training.frozen.base import FrozenBase, load_base
 from training.frozen.network import embedding, prepare
 from training.train import adapter as trained

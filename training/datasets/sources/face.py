@@ -103,11 +103,13 @@ class Face(Source):
         boxes = _table(self.boxes, "list_bbox_celeba.txt", BOX)
         return {name: _wild_square(boxes[name], values) for name, values in points.items() if name in boxes}
 
-    def make(self, item: FaceItem, pictures: Pictures, size: int) -> Sample:
-        if pictures.condition == pictures.target:
+    def make(self, item: Item, pictures: Pictures, size: int) -> Sample:
+        assert isinstance(item, FaceItem)
+        if pictures.target is None or pictures.condition == pictures.target:
             raise ValueError("condition and target are the same picture")
-        cut = [_cut(content, square, size) for content, square in zip(pictures, item.cuts, strict=True)]
-        return super().make(item, Pictures(*cut), size)
+        ours, theirs = item.cuts
+        cut = Pictures(_cut(pictures.condition, ours, size), _cut(pictures.target, theirs, size))
+        return super().make(item, cut, size)
 
 
 def _cut(content: bytes, square: Square | None, size: int) -> bytes:
@@ -131,7 +133,7 @@ def _aligned_square(values: Sequence[int]) -> Square:
     xs, ys = values[0::2], values[1::2]
     eyes, mouth = (ys[0] + ys[1]) / 2, (ys[3] + ys[4]) / 2
     side = FACE_SIDE * max(abs(xs[1] - xs[0]), abs(mouth - eyes))
-    return sum(xs[:2] + xs[3:]) / 4, (eyes + mouth) / 2, side
+    return (sum(xs) - xs[2]) / 4, (eyes + mouth) / 2, side
 
 
 def _wild_square(box: Sequence[int], points: Sequence[int]) -> Square:

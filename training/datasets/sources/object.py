@@ -110,7 +110,8 @@ class Object(Source):
             colour=(choice.randrange(256), choice.randrange(256), choice.randrange(256)),
         )
 
-    def condition(self, item: ObjectItem, content: bytes, size: int) -> bytes:
+    def condition(self, item: Item, content: bytes, size: int) -> bytes:
+        assert isinstance(item, ObjectItem)
         image = decode_picture(content)
         if image.size != item.size:
             raise ValueError(f"the picture has {image.size} pixels, not {item.size} as its annotation says")

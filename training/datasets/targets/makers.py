@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from ipadapter_instruct_core.checkpoint import read
@@ -102,12 +103,14 @@ class InstantStyleMaker(Generator):
     def __init__(self, settings: InstantStyle) -> None:
         """Raises ValueError where the adapter, the encoder and the base do not fit one another."""
         super().__init__(settings)
+        self.scale, self.content_scale = settings.scale, settings.content_scale
         name = settings.adapter.name
         self.adapter = GlobalProjector(read(settings.adapter)[0], name).requires_grad_(False).to(self.device)
         if self.adapter.layers != self.layers:
             raise ValueError(f"{name} is for another base: its cross-attentions are not those of {settings.base}.")
         self.clip = load_open_clip(str(settings.image_encoder)).to(self.device)
-        width = self.clip.clip.text_projection.shape[1]
+        projection: Any = self.clip.clip.text_projection
+        width = projection.shape[1]
         if width != self.adapter.embedding_width:
             raise ValueError(
                 f"{name} reads embeddings {self.adapter.embedding_width} wide, {settings.image_encoder.name} gives "
@@ -128,12 +131,12 @@ class InstantStyleMaker(Generator):
         # The text's direction at the picture's length: the two towers' outputs differ in length.
         content = normalize(words, dim=-1) * embedding.norm(dim=-1, keepdim=True)
         known = torch.tensor([bool(content) for content in contents], device=self.device)[:, None]
-        return embedding - self.settings.content_scale * torch.where(known, content, 0.0)
+        return embedding - self.content_scale * torch.where(known, content, 0.0)
 
     def key_values(self, embedding: Tensor) -> ImageKeyValues:
         """[B, E] -> keys and values of the style blocks; None in the others."""
         layers = zip(self.adapter(embedding), self.in_style_block, strict=True)
-        return [(keys, values * self.settings.scale) if inside else None for (keys, values), inside in layers]
+        return [(keys, values * self.scale) if inside else None for (keys, values), inside in layers]
 
     def __call__(
         self, conditions: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int], contents: Sequence[str]
@@ -153,6 +156,7 @@ class ScribbleMaker(Generator):
 
         super().__init__(settings)
         network = read_whole(ControlNetModel, settings.controlnet, "a diffusers ControlNet")
+        self.scale = settings.scale
         self.controlnet = network.requires_grad_(False).eval().to(self.device, self.base.unet.dtype)
 
     def __call__(
@@ -160,7 +164,7 @@ class ScribbleMaker(Generator):
     ) -> list[Image.Image]:
         """See `TargetMaker`: conditions are white-on-black edge maps."""
         hints = torch.cat([picture_tensor(edges.convert("RGB")) for edges in conditions])
-        return self.pictures(prompts, seeds, controlnet=(self.controlnet, hints, self.settings.scale))
+        return self.pictures(prompts, seeds, controlnet=(self.controlnet, hints, self.scale))
 
 
 def target_maker(settings: Generation) -> TargetMaker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +106,6 @@ def _diffusers_autoencoder(state: Mapping[str, Tensor]) -> State:
     """TAESD's keys -> diffusers', whose decoder does not count the clamp as a layer."""
     renamed = {}
     for key, tensor in state.items():
-        half, number, rest = re.match(r"taesd_(encoder|decoder)\.(\d+)\.(.*)", key).groups()
+        half, number, rest = key.removeprefix("taesd_").split(".", 2)
         renamed[f"{half}.layers.{int(number) - (half == 'decoder')}.{rest}"] = tensor
     return renamed

@@ -1,7 +1,7 @@
 """Tests of adapters on held-out combinations: a condition, a prompt, what the picture should take from which.
 
 cases = task_cases(Task.STYLE, count=500, seed=0)     pictures are made of each case's picture, prompt, task ...
-rates = score(cases, pictures, oracle.load())         {"condition style": Rate(hits, count), "prompt scene": ...}
+rates = score(cases, pictures, oracle.load())         {"condition style": Rate(hits, total), "prompt scene": ...}
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ BACKGROUND_SHARE, BACKGROUND_RANGE = 1 / 3, 32 / 255
 
 
 class Rate(NamedTuple):
-    """How many of ``count`` pictures are so."""
+    """How many of ``total`` pictures are so."""
 
     hits: int
-    count: int
+    total: int
 
     @property
     def share(self) -> float:
-        return self.hits / self.count
+        return self.hits / self.total
 
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval."""
-        share, count = self.share, self.count
+        share, count = self.share, self.total
         middle = share + Z * Z / (2 * count)
         half = Z * sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
         below, above = ((middle + sign * half) / (1 + Z * Z / count) for sign in (-1, 1))

@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from ipadapter_instruct_core.config import Base
@@ -17,6 +17,7 @@ from training.evaluate.grids import CELL, grid
 from training.files import write_json
 from training.frozen.sampling import Settings, to_pictures
 from training.held import compare
+from training.instructions.choose import Wording
 from training.miniature.judged import report
 from training.miniature.judged.cases import (
     CROSSED_TASKS,
@@ -87,7 +88,7 @@ class Job:
 
     trial: str
     row: str
-    wording: str
+    wording: Wording | Literal[""]
     weight: float
 
     @property
@@ -154,7 +155,7 @@ def plan(config: EvaluateConfig, models: Models) -> list[Job]:
     """What the tables need, each job once, those of a trial in a row."""
     jobs: list[Job] = []
 
-    def add(trials: dict, rows: list[str], wordings: tuple[str, ...], weights: tuple[float | None, ...]) -> None:
+    def add(trials: dict, rows: list[str], wordings: tuple[Any, ...], weights: tuple[float | None, ...]) -> None:
         for trial, (task, _) in trials.items():
             for row in rows:
                 loaded = models.adapters.get((row, task))

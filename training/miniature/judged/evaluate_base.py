@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from training.miniature.models import autoencoder, base, oracle
+from training.miniature.models.fit import channels_last
 from training.miniature.world.captions import caption
 from training.miniature.world.factors import sample
 
@@ -35,7 +36,7 @@ def run(config: EvaluateBaseConfig) -> None:
     if config.state is None:
         model = base.load()
     else:
-        model = base.TextToImage().to(memory_format=torch.channels_last).eval()
+        model = channels_last(base.TextToImage()).eval()
         model.load_state_dict(torch.load(config.state, weights_only=True)["average"])
     decoder, images = autoencoder.load(), []
     for first in range(0, config.count, 100):

@@ -64,7 +64,9 @@ def of_targets(config: EvaluateConfig) -> Rows:
             [case.condition for case in cases],
         ]
         words = [[case.sample.prompt for case in cases], [case.sample.caption for case in cases]]
-        scores = task_scores(task, *map(embedder.images, pictures), *map(embedder.texts, words))
+        made, conditions = map(embedder.images, pictures)
+        prompts, captions = map(embedder.texts, words)
+        scores = task_scores(task, made, conditions, prompts, captions)
         groups = [case.sample.group for case in cases]
         found[task] = {metric: Score.of(metric, values, groups) for metric, values in scores.items()}
     return {"Targets": found}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from training.miniature.models.fit import Fit, best_device, fit
+from training.miniature.models.fit import Fit, best_device, channels_last, fit
 from training.miniature.models.weights import made_by, read, save
 from training.miniature.world.drawn import pictures, to_tensor
 
@@ -72,10 +73,12 @@ def initialise(model: Autoencoder) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, Block):
-            nn.init.constant_(module.conv[-1].weight, 0.3)  # its last batch norm
-    for last in (model.taesd_encoder[-1], model.taesd_decoder[-1]):
+            last_norm: Any = module.conv[-1]
+            nn.init.constant_(last_norm.weight, 0.3)
+    ends: list[Any] = [model.taesd_encoder[-1], model.taesd_decoder[-1]]
+    for last in ends:
         last.weight.mul_(0.3)
-    nn.init.constant_(model.taesd_decoder[-1].bias, 0.5)  # mid-grey
+    nn.init.constant_(ends[-1].bias, 0.5)  # mid-grey
 
 
 @torch.no_grad()
@@ -88,11 +91,12 @@ def fold(trained: Autoencoder) -> Autoencoder:
     for target, number in zip(targets, convolutions, strict=True):
         target.load_state_dict(modules[number].state_dict())
         norm = modules[number + 1] if number + 1 < len(modules) else None
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm2d) and target.bias is not None:
+            assert norm.running_mean is not None and norm.running_var is not None
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             target.weight.mul_(scale.view(-1, 1, 1, 1))
             target.bias.sub_(norm.running_mean).mul_(scale).add_(norm.bias)
-    return plain.to(memory_format=torch.channels_last).eval()
+    return channels_last(plain).eval()
 
 
 def autoencoder_loss(model: Autoencoder, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +133,7 @@ class AutoencoderConfig:
 def run(config: AutoencoderConfig) -> None:
     torch.manual_seed(config.seed)
     data = pictures(config.pictures, config.seed, config.folder / "pictures")
-    model = Autoencoder(normed=not config.init).to(memory_format=torch.channels_last)
+    model = channels_last(Autoencoder(normed=not config.init))
     if config.init:
         model.load_state_dict(read("autoencoder"))
     else:
@@ -167,4 +171,4 @@ def load() -> Autoencoder:
     """The trained autoencoder that comes with the project."""
     model = Autoencoder()
     model.load_state_dict(read("autoencoder"))
-    return model.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    return channels_last(model).requires_grad_(False).eval()

@@ -7,10 +7,12 @@ Every width is a divisor of SD1.5's, so that repeating each channel gives SD1.5'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from training.miniature.models.fit import channels_last
 from training.miniature.models.weights import read
 from training.miniature.world.words import END, LENGTH, START, tokenize, vocabulary
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -61,6 +63,10 @@ def text_config() -> CLIPTextConfig:
 class TextToImage(nn.Module):
     """Text encoder and UNet. The token embedding holds only the words that captions are made of."""
 
+    numbers: Tensor
+    text_encoder: Any
+    unet: Any  # diffusers' UNet2DConditionModel
+
     def __init__(self) -> None:
         super().__init__()
         config = text_config()
@@ -88,13 +94,13 @@ def load() -> TextToImage:
     """The trained model that comes with the project."""
     model = TextToImage()
     model.load_state_dict(read("base"))
-    return model.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    return channels_last(model).requires_grad_(False).eval()
 
 
 @torch.inference_mode()
 def paint(model: TextToImage, texts: Sequence[str], seed: int, steps: int = 20, guidance: float = 4.0) -> Tensor:
     """Captions -> latents [B, 4, 8, 8], by DDIM and classifier-free guidance."""
-    scheduler = DDIMScheduler(**SCHEDULE)
+    scheduler: Any = DDIMScheduler(**SCHEDULE)
     scheduler.set_timesteps(steps)
     latents = torch.randn(len(texts), 4, 8, 8, generator=torch.Generator().manual_seed(seed))
     latents = latents.contiguous(memory_format=torch.channels_last)

@@ -81,6 +81,9 @@ class ClipConfig:
 class Lessons(nn.Module):
     """The CLIP and its two helpers."""
 
+    clip: Any  # open_clip's
+    known_words: Tensor
+
     def __init__(self, tasks: int) -> None:
         super().__init__()
         self.clip = OpenClip(CONFIG).clip
@@ -118,9 +121,9 @@ def extra(generator: np.random.Generator) -> tuple[np.ndarray, Factors, str]:
         person = replace(sample(generator, person=True), zoom=1.25)
         return render(person), person, "close up, " + caption(person, generator)
     thing = sample(generator)
-    square = tuple(int(value) for value in generator.integers(0, 256, 3))
+    red, green, blue = (int(value) for value in generator.integers(0, 256, 3))
     words = caption(thing, generator, ("layout", "scene"))
-    return render_cut_out(thing, square), thing, words + " on a plain square"
+    return render_cut_out(thing, (red, green, blue)), thing, words + " on a plain square"
 
 
 def run(config: ClipConfig) -> None:

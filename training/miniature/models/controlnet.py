@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def run(config: ControlNetConfig) -> None:
     torch.manual_seed(config.seed)
     model = frozen(base.load(), config.device)
     data, latents = drawn_latents(config)
-    controlnet = ControlNetModel.from_unet(model.unet)
+    controlnet: Any = ControlNetModel.from_unet(model.unet)
     controlnet.set_attn_processor(SharedText())
     controlnet = controlnet.to(config.device, memory_format=torch.channels_last).requires_grad_(True).train()
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ Batch = Mapping[str, Any]
 def best_device() -> str:
     """Where models are trained unless told otherwise."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,14 @@ def to_device(batch: Batch, device: str) -> dict[str, Any]:
 
 
 def fit(
-    model: nn.Module,
+    model: Model,
     draw: Callable[[int], Batch],
     loss_of: Callable[[dict[str, Any]], tuple[Tensor, dict[str, Tensor]]],
     settings: Fit,
     folder: Path,
     device: str = "cpu",
     workers: int = 0,
-) -> nn.Module:
+) -> Model:
     """Train a model in place, and return it with the averaged weights.
 
     Args:
@@ -140,3 +143,9 @@ def _replace(path: Path, kept: dict[str, Any]) -> None:
     """So that a run that is killed while it saves leaves the state before."""
     torch.save(kept, path.with_suffix(".part"))
     os.replace(path.with_suffix(".part"), path)
+
+
+def channels_last(model: Model) -> Model:
+    """The model with its weights in that memory format, of which the type of torch's own `to` does not know."""
+    to: Any = model.to
+    return to(memory_format=torch.channels_last)

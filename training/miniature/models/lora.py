@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def apply(unet: UNet2DConditionModel, state: Mapping[str, Tensor], strength: flo
     for key in state:
         layer, _, part = key.rpartition(".")
         if part == "up":
-            weight = unet.get_submodule(layer).weight
+            weight: Any = unet.get_submodule(layer).weight
             weight += strength * (state[key] @ state[f"{layer}.down"]).to(weight.device)
     return unet
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 from tqdm import tqdm
-from training.miniature.models.fit import Fit, best_device, fit
+from training.miniature.models.fit import Fit, best_device, channels_last, fit
 from training.miniature.models.weights import made_by, read, save
 from training.miniature.world.drawn import Pictures, pictures, to_tensor
 from training.miniature.world.factors import (
@@ -93,7 +93,7 @@ def load() -> Oracle:
     """The trained oracle that comes with the project."""
     model = Oracle()
     model.load_state_dict(read("oracle"))
-    return model.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    return channels_last(model).requires_grad_(False).eval()
 
 
 @dataclass
@@ -141,7 +141,7 @@ def run(config: OracleConfig) -> None:
     data = pictures(config.pictures, config.seed, config.folder / "pictures", held_out=None)
     passed = round_trips(data, config.round_trips, config.device)
     known = torch.stack([*labels(data.factors).values()], dim=1)
-    model = Oracle().to(config.device, memory_format=torch.channels_last).train()
+    model = channels_last(Oracle()).to(config.device).train()
 
     def draw(step: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([config.seed, step])
@@ -153,7 +153,8 @@ def run(config: OracleConfig) -> None:
     def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         found = model(augment(to_tensor(batch["pixels"])))
         pairs = zip(found.values(), batch["labels"].unbind(dim=1), strict=True)
-        return sum(cross_entropy(logits, wanted, ignore_index=UNKNOWN) for logits, wanted in pairs), {}
+        parts = [cross_entropy(logits, wanted, ignore_index=UNKNOWN) for logits, wanted in pairs]
+        return torch.stack(parts).sum(), {}
 
     settings = Fit(config.steps, config.rate)
     fit(model, draw, loss_of, settings, config.folder / "oracle", config.device, config.workers)

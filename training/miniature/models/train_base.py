@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from training.miniature.models.base import TextToImage
-from training.miniature.models.fit import Fit, best_device, fit
+from training.miniature.models.fit import Fit, best_device, channels_last, fit
 from training.miniature.models.noising import SharedText, draw_noise, drawn_latents, noise_loss
 from training.miniature.models.weights import made_by, read, save
 from training.miniature.world.captions import caption, random_omissions
@@ -48,7 +48,7 @@ def run(config: BaseConfig) -> None:
     model = TextToImage()
     if config.init:
         model.load_state_dict(read("base"))
-    model = model.to(config.device, memory_format=torch.channels_last).train()
+    model = channels_last(model).to(config.device).train()
     model.unet.set_attn_processor(SharedText())
     unet = torch.compile(model.unet) if config.compile else model.unet
 

@@ -68,7 +68,7 @@ def sea(pen: Pen, horizon: float, generator: np.random.Generator) -> None:
     across = np.arange(-2, 68, 1)
     for top, region in ((horizon, Region.GROUND_DETAIL), (horizon + 8, Region.GROUND)):
         waves = top - 3 * np.abs(np.sin((across + 8 * (region == Region.GROUND)) * np.pi / 16))
-        pen.polygon([*zip(across, waves, strict=True), (68, 64), (-2, 64)], region)
+        pen.polygon([*zip(across.tolist(), waves.tolist(), strict=True), (68, 64), (-2, 64)], region)
 
 
 def night(pen: Pen, horizon: float, generator: np.random.Generator) -> None:

@@ -44,7 +44,7 @@ class Pictures:
 
     @cached_property
     def sha256(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.pixels).data).hexdigest()
 
 
 def to_tensor(pixels: np.ndarray | Tensor) -> Tensor:

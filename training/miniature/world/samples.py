@@ -86,8 +86,8 @@ def pair(task: Task, generator: np.random.Generator, held_out: bool = False) -> 
         condition = condition_unlike(target, "subject", "scene", person=other and not person, style=target.style)
     else:
         condition = target
-    square = tuple(int(value) for value in generator.integers(0, 256, 3))
-    picture = render_cut_out(condition, square) if task is Task.OBJECT else render(condition)
+    red, green, blue = (int(value) for value in generator.integers(0, 256, 3))
+    picture = render_cut_out(condition, (red, green, blue)) if task is Task.OBJECT else render(condition)
     left = LEFT_TO_CONDITION.get(task, ())
     if task is Task.EVERYTHING or not held_out:
         share = 0.5 if task is Task.EVERYTHING else UNSAID_SHARE

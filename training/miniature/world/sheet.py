@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,11 +25,11 @@ def run(config: SheetConfig) -> None:
     generator = np.random.default_rng(config.seed)
     rows = []
     for row, style in enumerate(STYLES):
-        things = [
+        things: list[dict[str, Any]] = [
             {"subject": SUBJECTS[(row + n) % 8], "layout": LAYOUTS[(2 * row + n) % 6], "scene": SCENES[(row + n) % 6]}
             for n in range(8)
         ]
-        people = [{"identity": (6 * row + n) % len(IDENTITIES)} for n in range(6)]
+        people: list[dict[str, Any]] = [{"identity": (6 * row + n) % len(IDENTITIES)} for n in range(6)]
         factors = [sample(generator, None, style=style, **known) for known in things]
         factors += [sample(generator, None, person=True, style=style, **known) for known in people]
         rows.append(np.concatenate([render(one) for one in factors], axis=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ LENGTH, START, END = 77, 49406, 49407
 
 
 @cache
-def _tokenizer():  # noqa: ANN202: open_clip's SimpleTokenizer, imported on use
-    from open_clip import SimpleTokenizer
+def _tokenizer() -> Any:
+    from open_clip import SimpleTokenizer  # slow to import
 
     return SimpleTokenizer(context_length=LENGTH)
 

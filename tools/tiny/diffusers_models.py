@@ -1,17 +1,11 @@
-"""`python -m training.debug [FOLDER]`: tiny random models and drawn pictures, to try every verb on a CPU in minutes.
-
-Nothing is downloaded. The models have the file formats and the structure of the real ones, but their weights are
-random: what they make is noise.
-"""
+"""Tiny models in diffusers' and open_clip's folders, as training reads them, with random weights."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 T5_WIDTH = 72
 WIDTH = 32  # of text states; CLIP's vocabulary makes up most of a tiny text encoder
@@ -20,7 +14,6 @@ OPEN_CLIP = {
     "vision_cfg": {"image_size": 32, "layers": 3, "width": 48, "patch_size": 8, "head_width": 24},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 40, "heads": 2, "layers": 2},
 }
-SAMPLES = 40  # a task
 # SD3.5 medium's transformer: normed queries and keys, some blocks with a second attention, heads of their true width.
 SD35 = {
     "attention_head_dim": 64,
@@ -31,39 +24,22 @@ SD35 = {
 }
 
 
-def make(folder: Path) -> None:
-    """Fill ``folder`` with ``models/base``, ``models/clip``, ``models/ip-adapter-plus.safetensors``, ``pictures``; for
-    SD3 and SD3.5 ``models/base-sd3``, ``models/ip-adapter-instruct-sd3.safetensors`` and their like. Those two have the
-    same encoders, as the real ones, and so the same features."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # a bar for each tiny file says nothing
-    save_sd15(folder / "models" / "base")
-    save_open_clip(folder / "models" / "clip")
-    save_ip_adapter_plus(folder / "models" / "ip-adapter-plus.safetensors", folder / "models" / "base")
-    for name, settings in {"sd3": {}, "sd35": SD35}.items():
-        base = save_sd3(folder / "models" / f"base-{name}", **settings)
-        save_sd3_start(folder / "models" / f"ip-adapter-instruct-{name}.safetensors", base)
-    save_pictures(folder / "pictures")
-
-
 def save_sd15(folder: Path, seed: int = 0, **unet: object) -> Path:
     """A StableDiffusionPipeline folder with five cross-attentions; ``unet`` changes settings of its UNet."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from training.frozen.base import clip_tokenizer
 
     torch.manual_seed(seed)
+    noise: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(**noise, clip_sample=False, steps_offset=1)
+    rest: dict[str, Any] = {"scheduler": scheduler, "safety_checker": None, "feature_extractor": None}
     pipe = StableDiffusionPipeline(
         vae=autoencoder(),
         text_encoder=text_encoder(),
         tokenizer=clip_tokenizer("<|endoftext|>"),
         unet=UNet2DConditionModel(**{**unet_settings(), "cross_attention_dim": WIDTH, **unet}),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
-        ),
-        safety_checker=None,
-        feature_extractor=None,
         requires_safety_checker=False,
+        **rest,
     )
     pipe.save_pretrained(folder)
     return folder
@@ -100,7 +76,7 @@ def save_sd3(folder: Path, seed: int = 0, **transformer: object) -> Path:
     return folder
 
 
-def t5_encoder(width: int = T5_WIDTH) -> nn.Module:
+def t5_encoder(width: int = T5_WIDTH) -> Any:
     """T5's encoder with the words of `t5_tokenizer`."""
     from transformers import T5Config, T5EncoderModel
 
@@ -126,18 +102,18 @@ def t5_tokenizer() -> Any:
     return T5Tokenizer(vocab=special + letters, extra_ids=0)
 
 
-def autoencoder(latent_channels: int = 4, **scaling: float) -> nn.Module:
+def autoencoder(latent_channels: int = 4, **scaling: Any) -> Any:
     """An AutoencoderKL that makes latents of an eighth of a picture's side."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(16, 16, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=latent_channels,
-        norm_num_groups=8,
-        **scaling,
-    )
+    settings: dict[str, Any] = {
+        "block_out_channels": (16, 16, 16, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "latent_channels": latent_channels,
+        "norm_num_groups": 8,
+    }
+    return AutoencoderKL(**settings, **scaling)
 
 
 def unet_settings() -> dict[str, Any]:
@@ -153,11 +129,11 @@ def unet_settings() -> dict[str, Any]:
     }
 
 
-def text_encoder(**second: object) -> nn.Module:
+def text_encoder(**second: Any) -> Any:
     """CLIP-L's kind; with settings of its own, SDXL's second, which projects."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": 49408,
         "hidden_size": WIDTH,
         "intermediate_size": 64,
@@ -226,34 +202,3 @@ def _adapter(base: Any, seed: int, output_width: int, reads: int | None) -> Any:
             layers=tuple(prepare(base.unet)),
         )
     )
-
-
-def save_pictures(folder: Path, samples: int = SAMPLES) -> Path:
-    """Own data of the five tasks: ``samples.jsonl`` beside pictures of the small world, drawn in code."""
-    import numpy as np
-    from PIL import Image
-    from training.datasets.sample import encode_picture
-    from training.miniature.world.samples import TASKS, pair
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number in range(samples * len(TASKS)):
-        made = pair(TASKS[number % len(TASKS)], np.random.default_rng(number))
-        line = {"task": made.task.value, "prompt": made.prompt, "condition_prompt": made.condition_prompt}
-        pictures = {"condition": made.condition_picture, "target": made.target_picture}
-        for role, picture in pictures.items():
-            if role == "target" and picture is made.condition_picture:
-                continue  # replication
-            line[role] = f"{number:04d}-{role}.jpg"
-            (folder / line[role]).write_bytes(encode_picture(Image.fromarray(picture)))
-        if made.task.value == "object":
-            line["subject"] = made.condition.subject
-        lines.append(json.dumps(line) + "\n")
-    (folder / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
-    return folder
-
-
-if __name__ == "__main__":
-    where = Path(sys.argv[1] if len(sys.argv) > 1 else "debug")
-    make(where)
-    print(f"{where} holds tiny models with random weights and {5 * SAMPLES} samples; go on with training/README.md.")
