@@ -84,13 +84,6 @@ def test_no_text_leaves_its_cell() -> None:
     assert (between_cells > 250).all()
 
 
-def test_text_is_wrapped_at_words_and_ends_in_dots_where_it_is_cut() -> None:
-    text = "one two three four five six seven eight nine ten eleven twelve"
-    lines = layout._wrapped(text, 14, 120, 2)
-    assert len(lines) == 2 and lines[1].endswith("...") and text.startswith(lines[0] + " ")
-    assert layout._wrapped("short", 14, 120, 2) == ["short"]
-
-
 def adapted_graph() -> Graph:
     graph = text_to_image("real.safetensors", prompt="a fox")
     graph["apply"] = node("IPAdapterInstructApply", model=["checkpoint", 0], instruction=["instruction", 0])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from training.evaluate.grids import fitting, font, wrapped
 
 CELL, LABEL, CAPTION, LINE = 256, 20, 14, 19  # sides, font sizes and caption line height, in pixels
 GAP, MARGIN, TITLE, SUBTITLE, FOOT = 22, 40, 34, 16, 16
@@ -65,16 +66,16 @@ def _draw_cell(sheet: Image.Image, cell: Cell, left: int, top: int) -> None:
     x, y = left + (CELL - picture.width) // 2, picture_top + (CELL - picture.height) // 2
     sheet.paste(picture, (x, y))
     draw.rectangle((x - 1, y - 1, x + picture.width, y + picture.height), outline=FRAME)
-    for number, line in enumerate(_wrapped(cell.caption, CAPTION, CELL, CAPTION_LINES)):
-        draw.text((left, picture_top + CELL + 8 + number * LINE), line, GREY, _font(CAPTION))
+    for number, line in enumerate(wrapped(cell.caption, CAPTION, CELL, CAPTION_LINES)):
+        draw.text((left, picture_top + CELL + 8 + number * LINE), line, GREY, font(CAPTION))
 
 
 def _draw_heading(draw: ImageDraw.ImageDraw, row: Row, left: int, top: int) -> None:
-    for line in _wrapped(row.heading, LABEL, CELL, 3):
-        draw.text((left, top), line, INK, _font(LABEL))
+    for line in wrapped(row.heading, LABEL, CELL, 3):
+        draw.text((left, top), line, INK, font(LABEL))
         top += LABEL + 6
-    for line in _wrapped(row.about, CAPTION, CELL, 8):
-        draw.text((left, top + 8), line, GREY, _font(CAPTION))
+    for line in wrapped(row.about, CAPTION, CELL, 8):
+        draw.text((left, top + 8), line, GREY, font(CAPTION))
         top += LINE
 
 
@@ -87,32 +88,4 @@ def _fitted(picture: Image.Image) -> Image.Image:
 
 def _write(draw: ImageDraw.ImageDraw, x: int, y: int, text: str, size: int, colour: str, width: int) -> None:
     """One line, cut with an ellipsis where it is wider than `width` pixels."""
-    draw.text((x, y), _fitting(text, size, width), colour, _font(size))
-
-
-def _wrapped(text: str, size: int, width: int, lines: int) -> list[str]:
-    """The text in at most so many lines; what does not fit is cut with an ellipsis."""
-    words, wrapped = text.split(), []
-    while words and len(wrapped) < lines:
-        count = len(words)
-        if len(wrapped) < lines - 1:
-            while count > 1 and _font(size).getlength(" ".join(words[:count])) > width:
-                count -= 1
-        wrapped.append(_fitting(" ".join(words[:count]), size, width))
-        words = words[count:]
-    return wrapped
-
-
-def _fitting(text: str, size: int, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider."""
-    font, kept = _font(size), text
-    while kept and font.getlength(kept if kept == text else f"{kept}...") > width:
-        kept = kept[:-1].rstrip()
-    return kept if kept == text else f"{kept}..."
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own typeface, the same on every machine."""
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "this Pillow was built without FreeType"
-    return font
+    draw.text((x, y), fitting(text, size, width), colour, font(size))

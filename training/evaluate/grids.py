@@ -112,8 +112,8 @@ def grid(
     assert rows and len(rows) == len(row_titles) == len(captions)
     assert all(len(row) == len(below) <= len(column_titles) for row, below in zip(rows, captions, strict=True))
     side = SIDE + GAP if any(row_titles) else 0
-    head = max(len(_wrapped(title, HEADING, CELL, HEADING_LINES)) for title in column_titles) * _step(HEADING)
-    wrapped = [[_wrapped(text, CAPTION, CELL, CAPTION_LINES) for text in row] for row in captions]
+    head = max(len(wrapped(title, HEADING, CELL, HEADING_LINES)) for title in column_titles) * _step(HEADING)
+    wrapped = [[wrapped(text, CAPTION, CELL, CAPTION_LINES) for text in row] for row in captions]
     below = [max(len(lines) for lines in row) * _step(CAPTION) for row in wrapped]
     width = 2 * MARGIN + side + len(column_titles) * (CELL + GAP) - GAP
     height = 2 * MARGIN + head + sum(CELL + GAP + extra for extra in below)
@@ -121,7 +121,7 @@ def grid(
     draw = ImageDraw.Draw(sheet)
     left, top = MARGIN + side, MARGIN
     for column, heading in enumerate(column_titles):
-        lines = _wrapped(heading, HEADING, CELL, HEADING_LINES)
+        lines = wrapped(heading, HEADING, CELL, HEADING_LINES)
         _write(draw, left + column * (CELL + GAP), top + head - len(lines) * _step(HEADING), lines, HEADING, INK)
     top += head + GAP
     for row, row_title, texts, extra in zip(rows, row_titles, wrapped, below, strict=True):
@@ -138,18 +138,18 @@ def grid(
 
 def _draw_row_title(draw: ImageDraw.ImageDraw, text: str, top: int) -> None:
     heading, *paragraphs = text.split("\n")
-    lines = _wrapped(heading, HEADING, SIDE, HEADING_LINES)
+    lines = wrapped(heading, HEADING, SIDE, HEADING_LINES)
     _write(draw, MARGIN, top, lines, HEADING, INK)
     top += len(lines) * _step(HEADING) + 4
     for paragraph in paragraphs:
-        lines = _wrapped(paragraph, CAPTION, SIDE, 4)
+        lines = wrapped(paragraph, CAPTION, SIDE, 4)
         _write(draw, MARGIN, top, lines, CAPTION, GREY)
         top += len(lines) * _step(CAPTION) + 6
 
 
 def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], size: int, colour: str) -> None:
     for number, line in enumerate(lines):
-        draw.text((x, y + number * _step(size)), line, colour, _font(size))
+        draw.text((x, y + number * _step(size)), line, colour, font(size))
 
 
 def _step(size: int) -> int:
@@ -157,7 +157,7 @@ def _step(size: int) -> int:
     return round(1.3 * size)
 
 
-def _wrapped(text: str, size: int, width: int, most: int) -> list[str]:
+def wrapped(text: str, size: int, width: int, most: int) -> list[str]:
     """The text in at most so many lines; what does not fit gives way to an ellipsis."""
     lines: list[str] = []
     words = text.split()
@@ -167,10 +167,10 @@ def _wrapped(text: str, size: int, width: int, most: int) -> list[str]:
         words = words[count:]
     if words:
         lines[-1] += "…"
-    return [_fitting(line, size, width) for line in lines]
+    return [fitting(line, size, width) for line in lines]
 
 
-def _fitting(line: str, size: int, width: int) -> str:
+def fitting(line: str, size: int, width: int) -> str:
     """The line, cut with an ellipsis where it is wider."""
     kept = line.removesuffix("…")
     while kept and _length(line, size) > width:
@@ -180,11 +180,11 @@ def _fitting(line: str, size: int, width: int) -> str:
 
 
 def _length(text: str, size: int) -> float:
-    return _font(size).getlength(text)
+    return font(size).getlength(text)
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """The typeface that matplotlib brings, since it knows more scripts than Pillow's own; headings are bold."""
     from matplotlib import get_data_path
 

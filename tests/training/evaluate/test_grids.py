@@ -83,11 +83,11 @@ def test_a_grid_without_row_titles_saves_their_space(tmp_path: Path) -> None:
 
 
 def test_captions_make_room_and_long_ones_end_in_an_ellipsis(tmp_path: Path) -> None:
-    lines = grids._wrapped("a picture " * 40, grids.CAPTION, 256, 3)
+    lines = grids.wrapped("a picture " * 40, grids.CAPTION, 256, 3)
     assert len(lines) == 3 and lines[-1].endswith("…") and lines[0].startswith("a picture")
     assert all(grids._length(line, grids.CAPTION) <= 256 for line in lines)
-    assert grids._wrapped("w" * 300, grids.CAPTION, 256, 2)[0].endswith("w…")
-    assert grids._wrapped("two words", grids.CAPTION, 256, 3) == ["two words"] and grids._wrapped("", 17, 256, 3) == []
+    assert grids.wrapped("w" * 300, grids.CAPTION, 256, 2)[0].endswith("w…")
+    assert grids.wrapped("two words", grids.CAPTION, 256, 3) == ["two words"] and grids.wrapped("", 17, 256, 3) == []
     path = tmp_path / "grid.png"
     red = Image.new("RGB", (8, 8), "red")
     grids.grid([[red], [red]], ["", ""], [""], path, [["a picture " * 40], ["short"]])
