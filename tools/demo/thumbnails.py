@@ -156,7 +156,7 @@ def graph_picture(page: ComfyPage, workflow: Json) -> Image.Image:
     """At the page's full scale first, since it leaves texts out at a smaller one."""
     boxes = [group["bounding"] for group in workflow["groups"]]
     size = {"width": max(x + w for x, _, w, _ in boxes), "height": max(y + h for _, y, _, h in boxes)}
-    page.page.set_viewport_size({side: length + 2 * MARGIN for side, length in size.items()})
+    page.page.set_viewport_size({"width": size["width"] + 2 * MARGIN, "height": size["height"] + 2 * MARGIN})
     page.clear()  # so that the wait for this graph's nodes is not over at once
     page.load(workflow)
     with tempfile.TemporaryDirectory() as folder:

@@ -47,9 +47,10 @@ class Blueprint(Canvas):
 
     def widget(self, name: str, label: str, kind: str, inside: str, which: slice = slice(None)) -> None:
         """An input of the node that stands for one inside, of every node of a kind or of ``which`` of them."""
+        source = None
         for node in [node for node in self._nodes if node["type"] == kind][which]:
             slot, entry = next((i, entry) for i, entry in enumerate(node["inputs"]) if entry["name"] == inside)
-            if name not in self._values:
+            if source is None:
                 source = self.socket(name, entry["type"], label)
                 self._values[name] = self.widget_value(node, inside)
             entry["link"] = self._link(source, node["id"], slot)

@@ -78,6 +78,7 @@ class Router:
         parent = None
         for point in points:
             parent = self._reroute(wire, point, parent)
+        assert parent is not None
         self.last[wire.link] = parent
 
     def _runs_behind(self, a: Point, b: Point) -> bool:
@@ -116,7 +117,7 @@ class Router:
         grown = (box._replace(bottom=box.bottom + GROWTH) for box in self.nodes)
         if any(box.meets(a, b) for box in (*grown, *self.titles)):
             return False
-        return not any(source != wire.source and _run_together((a, b), ends) for source, *ends in self._used)
+        return not any(source != wire.source and _run_together((a, b), (c, d)) for source, c, d in self._used)
 
     def _reroute(self, wire: Wire, point: Point, parent: int | None) -> int:
         """The reroute at a point: one that the same output's wires have there, or a new one."""

@@ -113,8 +113,8 @@ def grid(
     assert all(len(row) == len(below) <= len(column_titles) for row, below in zip(rows, captions, strict=True))
     side = SIDE + GAP if any(row_titles) else 0
     head = max(len(wrapped(title, HEADING, CELL, HEADING_LINES)) for title in column_titles) * _step(HEADING)
-    wrapped = [[wrapped(text, CAPTION, CELL, CAPTION_LINES) for text in row] for row in captions]
-    below = [max(len(lines) for lines in row) * _step(CAPTION) for row in wrapped]
+    texts_below = [[wrapped(text, CAPTION, CELL, CAPTION_LINES) for text in row] for row in captions]
+    below = [max(len(lines) for lines in row) * _step(CAPTION) for row in texts_below]
     width = 2 * MARGIN + side + len(column_titles) * (CELL + GAP) - GAP
     height = 2 * MARGIN + head + sum(CELL + GAP + extra for extra in below)
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -124,7 +124,7 @@ def grid(
         lines = wrapped(heading, HEADING, CELL, HEADING_LINES)
         _write(draw, left + column * (CELL + GAP), top + head - len(lines) * _step(HEADING), lines, HEADING, INK)
     top += head + GAP
-    for row, row_title, texts, extra in zip(rows, row_titles, wrapped, below, strict=True):
+    for row, row_title, texts, extra in zip(rows, row_titles, texts_below, below, strict=True):
         _draw_row_title(draw, row_title, top)
         for column, (picture, caption) in enumerate(zip(row, texts, strict=True)):
             x = left + column * (CELL + GAP)
