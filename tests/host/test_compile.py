@@ -55,13 +55,14 @@ def test_as_many_graphs_as_the_bare_model(bench: Bench, graphs: Graphs, scales: 
     assert graphs.count == bare == 1
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("name", "masked"), [("sd3", False), ("sd3", True), ("sd35", True)])
 def test_sd3_breaks_at_no_more_places_than_the_host_does(
-    sd3_bench: Sd3Bench, graphs: Graphs, monkeypatch: pytest.MonkeyPatch, masked: bool
+    request: pytest.FixtureRequest, graphs: Graphs, monkeypatch: pytest.MonkeyPatch, name: str, masked: bool
 ) -> None:
     """Where a slot runs the block, the host's checkpoint inside it is one; a bare replacement has the same."""
     monkeypatch.setattr(mmdit, "optimized_attention", slots.host_attention.attention_pytorch)
-    bench, mask = sd3_bench, torch.ones(1, 64, 64).tril() if masked else None
+    bench: Sd3Bench = request.getfixturevalue(f"{name}_bench")
+    mask = torch.ones(1, 64, 64).tril() if masked else None
     model = bench.apply(bench.application(mask=mask))
     expected = bench.cfg(model)
     replaced = bench.model.clone()

@@ -21,7 +21,7 @@ import pytest
 import torch
 from absent_card import CARD, CPU, Card, card
 from bench import Bench, Row, Sd3Bench, ThreeWay, host_memory, inside, random
-from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, SD35_ADAPTER, SD35_CHECKPOINT, TINY_NAMES
 
 __all__ = ["card"]
 
@@ -29,6 +29,8 @@ references = importlib.import_module(f"{inside.PACK}.nodes.encode_reference")
 encode_node = importlib.import_module(f"{inside.PACK}.nodes.encode_instruction")
 ROOM = {"weights on the card": (2**40, CARD), "weights offloaded": (2**30, CPU)}  # the host keeps that much free
 HALF = torch.ones(1, 8, 8).tril()
+SD3 = (TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"], TINY_NAMES["ip-adapter-instruct-sd3.bin"])
+SD35 = (SD35_CHECKPOINT, SD35_ADAPTER)
 
 
 @pytest.fixture(scope="module", params=ROOM)
@@ -92,21 +94,26 @@ class DrawnSd3Texts(Sd3Bench):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("names", "settings"),
     [
-        {},
-        {"three_way": ThreeWay(2.0, 1.5)},
-        {"mask": HALF},
-        {"tokens": {row: random(1, 32, 4096) for row in Row}},
+        (SD3, {}),
+        (SD3, {"three_way": ThreeWay(2.0, 1.5)}),
+        (SD3, {"mask": HALF}),
+        (SD3, {"tokens": {row: random(1, 32, 4096) for row in Row}}),
+        (SD35, {"mask": HALF}),
     ],
-    ids=["simple", "three-way", "mask", "two pictures"],
+    ids=["simple", "three-way", "mask", "two pictures", "SD3.5"],
 )
 def test_a_step_of_the_patched_sd3(
-    place: torch.device, card: Card, tiny_models: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+    place: torch.device,
+    card: Card,
+    tiny_models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, str],
+    settings: dict[str, Any],
 ) -> None:
     """Its layers are asked at every step, so they are cast or moved as the host's own are."""
     monkeypatch.setattr(mmdit, "optimized_attention", host_attention.attention_pytorch)
-    names = (TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"], TINY_NAMES["ip-adapter-instruct-sd3.bin"])
     bench = DrawnSd3Texts(tiny_models, *names)
     noise = random(2, 16, 8, 8)
     with card:

@@ -45,7 +45,7 @@ class EvaluateConfig(EncoderPaths):
     steps: int = 30
     """Sampling steps."""
     text_scale: float | None = None
-    """Guidance scale of the text; by default the base's: 5 on SD1.5, 7 on SDXL."""
+    """Guidance scale of the text; by default the base's: 5 on SD1.5, 7 on SDXL, 6 on SD3 and SD3.5."""
     weight: float | None = None
     """Strength of the adapters; by default each task's own."""
     guidance: Literal["task", "simple"] = "task"

@@ -35,7 +35,7 @@ class Validation(BaseModel):
     steps: int = 30
     """Sampling steps of a picture."""
     text_scale: float | None = None
-    """Guidance scale of the text; by default the base's: 5 on SD1.5, 7 on SDXL."""
+    """Guidance scale of the text; by default the base's: 5 on SD1.5, 7 on SDXL, 6 on SD3 and SD3.5."""
     scorer: Path | None = None
     """An open_clip model, both towers, for CLIP-I, CLIP-T, CLIP-P and CLIP-S; none: no scores."""
 

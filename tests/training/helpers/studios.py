@@ -19,17 +19,8 @@ def furnish(folder: Path, tasks: Sequence[Task]) -> None:
 
 def encode(folder: Path, tasks: Sequence[Task]) -> Path:
     """Make ``features`` of the data by ``base`` and ``clip``."""
-    from training.features.encode import EncodeConfig, run
+    from encoded import settings
+    from training.features.encode import run
 
-    run(
-        EncodeConfig(
-            data=[folder / "data" / task.value for task in tasks],
-            out=folder / "features",
-            base=folder / "base",
-            image_encoder=folder / "clip",
-            resolution=64,
-            precision="fp32",
-            device="cpu",
-        )
-    )
+    run(settings(folder, folder / "features", *tasks))
     return folder / "features"
