@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -33,14 +35,14 @@ def save_twin(folder: Path, layout: UNetLayout, seed: int) -> Path:
     return folder
 
 
-def save_sd3_twin(folder: Path, seed: int, normed: bool = False) -> Path:
-    """`tools.tiny.models.sd3_checkpoint(seed, normed)` as a StableDiffusion3Pipeline's folder; the text encoders that
-    it lacks are of other weights."""
+def save_sd3_twin(folder: Path, seed: int) -> Path:
+    """`tools.tiny.models.sd3_checkpoint(seed)` as a StableDiffusion3Pipeline's folder; the text encoders that it lacks
+    are of other weights."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from tools.tiny.sd3 import TEXT as T5_WIDTH
     from transformers import CLIPTextModelWithProjection
 
-    weights = {key: tensor.clone() for key, tensor in sd3_checkpoint(seed, normed).items()}
+    weights = {key: tensor.clone() for key, tensor in sd3_checkpoint(seed).items()}
     latents = {"latent_channels": LATENT, "scaling_factor": LATENT_SCALE, "shift_factor": LATENT_SHIFT}
     words = _part(weights, "text_encoders.clip_l.transformer.") | {"text_projection.weight": torch.eye(TEXT)}
     pipe = StableDiffusion3Pipeline(
@@ -55,6 +57,14 @@ def save_sd3_twin(folder: Path, seed: int, normed: bool = False) -> Path:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
     pipe.save_pretrained(folder)
+    return folder
+
+
+def save_sd35_twin(folder: Path, sd3: Path, seed: int) -> Path:
+    """The same of SD3.5, whose other parts are those of an SD3's folder."""
+    shutil.copytree(sd3, folder, copy_function=os.link, ignore=shutil.ignore_patterns("transformer"))
+    weights = _part(sd3_checkpoint(seed, normed=True), "model.diffusion_model.")
+    sd3_transformer(weights, folder, BLOCKS, WIDTH).save_pretrained(folder / "transformer")
     return folder
 
 
