@@ -18,7 +18,7 @@ from ipadapter_instruct_core.guidance import Row
 from ipadapter_instruct_core.tasks import Task
 from studios import encode, furnish
 from tiny_base import NoAdapter
-from tools.tiny.diffusers_models import T5_WIDTH, WIDTH, save_sd3, save_sd3_start
+from tools.tiny.diffusers_models import SD35, T5_WIDTH, WIDTH, save_sd3, save_sd3_start
 from training.datasets.sample import encode_picture
 from training.datasets.shards import Tally
 from training.evaluate import evaluate
@@ -111,6 +111,28 @@ def test_the_exported_file_has_the_released_layout(run_folder: Path, tmp_path: P
     start_of = base.unet.transformer_blocks[0].attn.to_k.weight
     change = adapter.state_dict()["ip_adapter.0.to_k_ip.weight"] - start_of
     assert 0 < change.abs().max() < start_of.abs().max()
+
+
+def test_sd35_is_trained_on_the_same_features(studio: Path, tmp_path: Path) -> None:
+    """Its encoders are SD3's; its file has two matrices and a norm a block."""
+    base = save_sd3(tmp_path / "base", **SD35)
+    start = save_sd3_start(tmp_path / "start.safetensors", base)
+    train(
+        studio, tmp_path / "run", base=base, start=start, projector="released", steps=20, learning_rate=3e-3,
+        checkpoint_every=20, gradient_checkpointing=True,
+        validation={"every": 10, "samples": 8, "pictures": 1, "steps": 2},
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
+    losses = [sum(line[task.value]["loss"] for task in TASKS) for line in lines]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "run" / "validation" / "step-00000020" / "style.jpg").is_file()
+    export(ExportConfig(run=tmp_path / "run", out=tmp_path / "own.safetensors"))
+    config = load(tmp_path / "own.safetensors").config
+    assert (config.base, config.form, config.layers) == (Base.SD35, Form.IMAGE_STREAM, ((0, 64), (2, 64)))
+    before, after = (load(path).state_dict() for path in (start, tmp_path / "own.safetensors"))
+    names = {f"ip_adapter.{n}.{name}_ip.weight" for n in (0, 2) for name in ("to_k", "to_v", "norm_k")}
+    assert names == {key for key in after if key.startswith("ip_adapter.")}
+    assert not any(torch.equal(after[key], before[key]) for key in names)
 
 
 def test_from_pictures_in_bf16_the_same_is_learned_as_from_features(studio: Path, tmp_path: Path) -> None:
