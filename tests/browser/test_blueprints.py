@@ -94,10 +94,10 @@ def test_one_node_makes_the_picture_of_the_graph_inside(large_page: ComfyPage, s
     page = large_page
     blueprint = page.add_node(name, 700, 300)
     for row, (socket, picture) in enumerate(GIVEN[name].items()):
-        image = page.add_node("LoadImage", 150, 300 + 450 * row)
+        image = page.place_node("LoadImage", 150, 300 + 450 * row)
         page.set_widget(image, "image", picture)
         page.connect(image, "IMAGE", blueprint, socket)
-    result = page.add_node("SaveImage", 1300, 300)
+    result = page.place_node("SaveImage", 1300, 300)
     page.connect(blueprint, "IMAGE", result, "images")
     told = {"prompt": PROMPT, "width": SIZE, "height": SIZE, WEIGHTS.get(name, "weight"): WEIGHT, "seed": SEED}
     for widget, value in told.items():

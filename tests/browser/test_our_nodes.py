@@ -111,12 +111,12 @@ def test_the_other_nodes_are_found_by_their_names(page: ComfyPage) -> None:
 
 def test_clip_inputs_have_the_types_by_which_packs_fill_them_and_take_an_open_clip_model(page: ComfyPage) -> None:
     """Anything Everywhere and its like compare with ==; an OpenCLIP model is connected by mouse all the same."""
-    text, vision = placed(page, "CLIPTextEncode", 100, 100), placed(page, "CLIPVisionEncode", 100, 400)
+    text, vision = page.place_node("CLIPTextEncode", 100, 100), page.place_node("CLIPVisionEncode", 100, 400)
     loader, encode = (
-        placed(page, "IPAdapterInstructOpenCLIPLoader", 100, 600),
-        placed(page, "IPAdapterInstructEncode", 600, 100),
+        page.place_node("IPAdapterInstructOpenCLIPLoader", 100, 600),
+        page.place_node("IPAdapterInstructEncode", 600, 100),
     )
-    apply = placed(page, "IPAdapterInstructApply", 1100, 100)
+    apply = page.place_node("IPAdapterInstructApply", 1100, 100)
     assert input_type(page, encode, "clip") == input_type(page, text, "clip")
     assert input_type(page, apply, "clip_vision") == input_type(page, vision, "clip_vision")
     page.connect(loader, "open_clip", encode, "clip")
@@ -126,7 +126,7 @@ def test_clip_inputs_have_the_types_by_which_packs_fill_them_and_take_an_open_cl
 
 def test_prompts_are_written_as_in_clip_text_encode(page: ComfyPage) -> None:
     """Choices and comments are the page's work; a wording of one's own stays as it is written."""
-    node = placed(page, "IPAdapterInstructEncode", 300, 100)
+    node = page.place_node("IPAdapterInstructEncode", 300, 100)
     written = "a {red|red} cat // not this\n/* nor\nthis */on a \\{mat\\}"
     for name in ("instruction", "subject", "prompt", "negative_prompt"):
         page.set_widget(node, name, written)
@@ -136,16 +136,6 @@ def test_prompts_are_written_as_in_clip_text_encode(page: ComfyPage) -> None:
     sent = page.page.evaluate(script, node)
     assert sent["prompt"] == sent["negative_prompt"] == "a red cat \non a {mat}"
     assert sent["instruction"] == sent["subject"] == written
-
-
-def placed(page: ComfyPage, kind: str, x: float, y: float) -> int:
-    script = """([kind, x, y]) => {
-        const node = LiteGraph.createNode(kind);
-        node.pos = [x, y];
-        app.graph.add(node);
-        return node.id;
-    }"""
-    return page.page.evaluate(script, [kind, x, y])
 
 
 def input_type(page: ComfyPage, node: int, name: str) -> str:
@@ -163,7 +153,7 @@ def find(page: ComfyPage, kind: str) -> int:
 
 
 def test_the_scales_are_shown_where_three_way_is_chosen(page: ComfyPage) -> None:
-    node = placed(page, "IPAdapterInstructApply", 300, 100)
+    node = page.place_node("IPAdapterInstructApply", 300, 100)
     hidden = (
         "id => app.graph.getNodeById(id).widgets.filter(w => w.hidden && w.name.endsWith('_scale')).map(w => w.name)"
     )

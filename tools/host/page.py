@@ -119,6 +119,16 @@ class ComfyPage:
         box.wait_for(state="detached")  # the closing dialog would catch the next click
         return self.page.evaluate("ids => app.graph.nodes.find(n => !ids.includes(n.id)).id", before)
 
+    def place_node(self, kind: str, x: float, y: float) -> int:
+        """Add a node without the search box, at a place of the graph; returns its id."""
+        script = """([kind, x, y]) => {
+            const node = LiteGraph.createNode(kind);
+            node.pos = [x, y];
+            app.graph.add(node);
+            return node.id;
+        }"""
+        return self.page.evaluate(script, [kind, x, y])
+
     def _open_search_box(self, x: float, y: float) -> Locator:
         """Double-click; again where a busy page drew a frame between the clicks and so took them for two."""
         box = self.page.locator(SEARCH_BOX)
@@ -143,26 +153,16 @@ class ComfyPage:
         }"""
         start = self.page.evaluate(place, [source, output, False])
         end = self.page.evaluate(place, [target, input_name, True])
-        made = """([id, name, from]) => {
-            const node = app.graph.getNodeById(id), slot = node.inputs.find(slot => slot.name === name);
-            return slot.link != null && app.graph.links.get(slot.link).origin_id === from;
-        }"""
-        # Some pages take the first press of the button for that which puts down a node that was found just before.
-        for patience_ms in (2_000, 5_000):
-            self._drag(start, end)
-            try:
-                self.page.wait_for_function(made, arg=[target, input_name, source], timeout=patience_ms)
-                return
-            except TimeoutError:
-                continue
-        raise AssertionError(f"{output} of node {source} could not be connected to {input_name} of node {target}")
-
-    def _drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         self.page.mouse.move(*start)
         self.page.mouse.down()
         self.page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, steps=4)
         self.page.mouse.move(*end, steps=4)
         self.page.mouse.up()
+        made = """([id, name, from]) => {
+            const node = app.graph.getNodeById(id), slot = node.inputs.find(slot => slot.name === name);
+            return slot.link != null && app.graph.links.get(slot.link).origin_id === from;
+        }"""
+        self.page.wait_for_function(made, arg=[target, input_name, source], timeout=5_000)
 
     def set_widget(self, node: int, name: str, value: Any) -> None:
         """Set a widget's value through its own setter, callbacks included."""

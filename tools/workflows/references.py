@@ -80,7 +80,7 @@ prompt's own style comes through.
 def saved_reference(canvas: Canvas) -> None:
     about = """\
 ## A look for later
-The style of the picture is kept in a small file of `models/ipadapter_instruct_references`. From then on put *Load \
+The style of the picture is kept in a small file of *models/ipadapter_instruct_references*. From then on put *Load \
 Reference* in place of *Encode Reference*: it needs neither the picture nor Load CLIP Vision, only the same adapter.
 """
     models, image = start(canvas, about)
