@@ -26,7 +26,7 @@ import folder_paths  # noqa: E402
 
 import nodes as host_nodes  # noqa: E402
 
-STEPS, CFG = 10, 5.0
+CFG = 5.0
 
 
 def node(module: str, name: str) -> Any:
@@ -47,7 +47,8 @@ class SmallWorld:
             task's own; the strength has the task's default multiplied in, and the miniature's adapter is made for 1.0.
     """
 
-    def __init__(self, models: Path) -> None:
+    def __init__(self, models: Path, steps: int) -> None:
+        self.steps = steps
         for folder in models.iterdir():
             folder_paths.add_model_folder_path(folder.name, str(folder))
         self.model, self.clip, self.vae = host_nodes.CheckpointLoaderSimple().load_checkpoint("miniature.safetensors")
@@ -107,7 +108,7 @@ class SmallWorld:
             latent = {"samples": torch.zeros(len(some), 4, 8, 8)}
             patched = self.applied(some, model) if adapted else model
             sampled = host_nodes.KSampler().sample(
-                patched, places[0], STEPS, CFG, "dpmpp_2m", "normal", positive, negative, latent
+                patched, places[0], self.steps, CFG, "dpmpp_2m", "normal", positive, negative, latent
             )[0]
             made[places] = host_nodes.VAEDecode().decode(self.vae, sampled)[0].movedim(-1, 1)
         return made

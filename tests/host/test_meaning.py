@@ -1,6 +1,8 @@
 """What the pictures mean: a small sample of the miniature's table through the real host, judged by its oracle.
 
-The floors and ceilings lie between what the adapter reaches and what a broken one does; the breakages below show it.
+The pictures are of combinations that training has shown: there a whole adapter does as it is told nearly each time, and
+a broken one by chance alone, so that few of them tell the two apart. The floors and ceilings lie between; the breakages
+below show it. What it does on combinations that nobody has seen, docs/miniature says.
 More pictures, and the figures in print: MEANING_CASES=100 pytest -rP tests/host/test_meaning.py -k pictures_take
 """
 
@@ -26,16 +28,18 @@ from training.miniature.world.samples import LEFT_TO_CONDITION
 
 run_module = importlib.import_module(f"{inside.PACK}.nodes.host.run")
 
-CASES, SEED = int(os.environ.get("MEANING_CASES", "12")), 2
+CASES, SEED = int(os.environ.get("MEANING_CASES", "4")), 2
+STEPS = 6  # of the sampler: with fewer, prompts are not followed either
 # The adapter's layers, in the order of its file: down, up, middle.
 OUTER, LOWER, MIDDLE = (0, 4, 5), (1, 2, 3), 6
+COLOURED = ("poster", "watercolour", "glass", "dots")  # styles that fill a thing with its own colour
 # By task: at least this share of the pictures should show what the condition or the prompt gives ...
 FLOORS = {
-    Task.EVERYTHING: {"condition subject": 0.6, "condition style": 0.7, "condition layout": 0.6},
-    Task.STYLE: {"condition style": 0.4, "prompt subject": 0.6, "prompt scene": 0.8},
-    Task.COMPOSITION: {"condition layout": 0.6, "prompt subject": 0.7, "prompt style": 0.8, "prompt scene": 0.8},
-    Task.OBJECT: {"condition subject": 0.6, "condition colour": 0.7, "prompt style": 0.8, "prompt scene": 0.8},
-    Task.FACE: {"condition identity": 0.7, "prompt expression": 0.8, "prompt style": 0.8, "prompt scene": 0.8},
+    Task.EVERYTHING: {"condition subject": 0.7, "condition style": 0.7, "condition layout": 0.7},
+    Task.STYLE: {"condition style": 0.7, "prompt subject": 0.7, "prompt scene": 0.7},
+    Task.COMPOSITION: {"condition layout": 0.7, "prompt subject": 0.7, "prompt style": 0.7, "prompt scene": 0.7},
+    Task.OBJECT: {"condition subject": 0.7, "condition colour": 0.7, "prompt style": 0.7, "prompt scene": 0.7},
+    Task.FACE: {"condition identity": 0.7, "prompt expression": 0.7, "prompt style": 0.7, "prompt scene": 0.7},
 }
 # ... and at most this share what the condition shows beside it.
 CEILINGS = {
@@ -50,7 +54,7 @@ CEILINGS = {
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
     with torch.inference_mode():
-        return SmallWorld(write_models(tmp_path_factory.mktemp("miniature")))
+        return SmallWorld(write_models(tmp_path_factory.mktemp("miniature")), STEPS)
 
 
 @pytest.fixture
@@ -73,7 +77,8 @@ def check_task(world: SmallWorld, task: Task) -> None:
 
 def cases_of(task: Task) -> list[Case]:
     """Pictures of everything get no prompt: what it says would be in them without an adapter too."""
-    return task_cases(task, CASES, SEED, prompted=task is not Task.EVERYTHING)
+    cases = task_cases(task, 4 * CASES, SEED, prompted=task is not Task.EVERYTHING, held_out=False)
+    return [case for case in cases if task is not Task.OBJECT or case.target.style in COLOURED][:CASES]
 
 
 @pytest.mark.parametrize("task", FLOORS)
@@ -109,7 +114,7 @@ def silence(world: SmallWorld, layers: Collection[int]) -> None:
         (shuffle_weights, Task.EVERYTHING, "condition subject.*condition style.*condition layout"),
         (shuffle_weights, Task.STYLE, "condition style"),
         (shuffle_weights, Task.COMPOSITION, "condition layout"),
-        (shuffle_weights, Task.OBJECT, "condition subject"),
+        (shuffle_weights, Task.OBJECT, "condition colour"),
         (shuffle_weights, Task.FACE, "condition identity"),
         (kill_the_middle_layers, Task.COMPOSITION, "condition layout"),
         (kill_the_middle_layers, Task.FACE, "condition identity"),
@@ -143,13 +148,13 @@ def check_the_instruction(world: SmallWorld) -> None:
     Under the tasks' own prompts an ignored instruction does not show: they say all that the task leaves alone, and over
     "everything" the prompt wins too.
     """
-    world.guidance = "three-way"
-    shares = {}
-    for task in (Task.STYLE, Task.COMPOSITION):
-        cases = reworded(crossed_cases(False, task, CASES, SEED, whole=True), ("style", "layout"))
-        shares[task] = world.rates(cases)["condition style"].share
-    print({task.value: round(share, 2) for task, share in shares.items()})
-    assert shares[Task.STYLE] - shares[Task.COMPOSITION] > 0.2, shares
+    style, layout = (
+        world.rates(reworded(crossed_cases(False, task, CASES, SEED, whole=True), ("style", "layout")))
+        for task in (Task.STYLE, Task.COMPOSITION)
+    )
+    for figure, more, less in (("condition style", style, layout), ("condition layout", layout, style)):
+        print(f"{figure}: {more[figure]} where it is asked for, else {less[figure]}")
+        assert more[figure].share - less[figure].share > 0.4, figure
 
 
 def test_the_instruction_decides(world: SmallWorld) -> None:
@@ -158,13 +163,19 @@ def test_the_instruction_decides(world: SmallWorld) -> None:
 
 def test_an_ignored_instruction_is_found_out(world: SmallWorld) -> None:
     world.instruction = phrase(Task.EVERYTHING)
-    with pytest.raises(AssertionError, match="Task.STYLE"):
+    with pytest.raises(AssertionError, match="condition style"):
         check_the_instruction(world)
+
+
+def test_three_way_guidance_takes_it_too(world: SmallWorld) -> None:
+    """In so few steps it follows prompts less; what it takes is what counts here."""
+    world.guidance = "three-way"
+    check(world.rates(cases_of(Task.COMPOSITION)), {"condition layout": 0.7})
 
 
 def test_the_middle_block_knows_faces_by_itself(world: SmallWorld) -> None:
     """Its slot has a key of its own kind, and the other layers make up for it where it is dead."""
-    floors = {"condition identity": 0.3}
+    floors = {"condition identity": 0.5}
     silence(world, (*OUTER, *LOWER))
     world.strength = 2.0
     check(world.rates(cases_of(Task.FACE)), floors)
@@ -174,11 +185,11 @@ def test_the_middle_block_knows_faces_by_itself(world: SmallWorld) -> None:
 
 
 def test_the_layout_comes_from_a_controlnet_and_the_style_from_the_condition(world: SmallWorld) -> None:
-    things = [case for case in task_cases(Task.STYLE, 2 * CASES, SEED) if case.target.subject != PERSON]
-    cases = reworded(things[:CASES], ("style", "layout"))
+    pool = task_cases(Task.STYLE, 4 * CASES, SEED, held_out=False)
+    cases = reworded([case for case in pool if case.target.subject != PERSON][:CASES], ("style", "layout"))
     hints = [scribble(case.target) for case in cases]
-    layout, style = {"prompt layout": 0.5}, {"condition style": 0.4}
-    check(world.rates(cases, hints=hints), layout | style | {"prompt subject": 0.5, "prompt scene": 0.8})
+    layout, style = {"prompt layout": 0.7}, {"condition style": 0.7}
+    check(world.rates(cases, hints=hints), layout | style | {"prompt subject": 0.7, "prompt scene": 0.7})
     with pytest.raises(AssertionError, match="prompt layout"):
         check(world.rates(cases), layout)
     with pytest.raises(AssertionError, match="condition style"):
@@ -186,7 +197,7 @@ def test_the_layout_comes_from_a_controlnet_and_the_style_from_the_condition(wor
 
 
 LORA = {Task.COMPOSITION: "condition layout", Task.OBJECT: "condition subject"}
-WOODCUT, TAKEN = {"prompt style": 0.6}, 0.4
+WOODCUT, TAKEN = {"prompt style": 0.7}, 0.7
 
 
 def woodcuts(task: Task) -> list[Case]:

@@ -31,7 +31,8 @@ vision = importlib.import_module(f"{inside.PACK}.nodes.host.vision")
 apply_module = importlib.import_module(f"{inside.PACK}.nodes.apply")
 encode_reference, combine = node("encode_reference", "EncodeReference"), node("combine_references", "CombineReferences")
 
-CASES, SEED = int(os.environ.get("MEANING_CASES", "12")), 2
+CASES, SEED = int(os.environ.get("MEANING_CASES", "6")), 2
+STEPS = 8
 OPEN = ("style", "layout")  # what the prompts leave to the references
 SHARED = {"weight_1": 1.0, "weight_2": 1.0}
 
@@ -43,7 +44,7 @@ def things(seed: int, count: int) -> list[Case]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two held-out pictures a case, of different styles, and prompts that say neither style nor layout."""
+    """Two held-out pictures a case, of different styles and layouts, and prompts that say neither."""
 
     world: SmallWorld
     cases: list[Case]
@@ -78,12 +79,12 @@ class Pairs:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
     with torch.inference_mode():
-        world = SmallWorld(write_models(tmp_path_factory.mktemp("miniature")))
+        world = SmallWorld(write_models(tmp_path_factory.mktemp("miniature")), STEPS)
         cases = things(SEED, 3 * CASES)[:CASES]
         pool, others = things(SEED + 3, 8 * CASES), []
         for case in cases:
-            place = next(i for i, other in enumerate(pool) if other.condition.style != case.condition.style)
-            others.append(pool.pop(place))
+            unlike = (all(getattr(o.condition, part) != getattr(case.condition, part) for part in OPEN) for o in pool)
+            others.append(pool.pop([*unlike].index(True)))
         cases = [replace(c, prompt=caption(c.target, np.random.default_rng(c.seed), OPEN)) for c in cases]
         yield Pairs(world, cases, others)
 
@@ -105,29 +106,35 @@ def test_a_mean_of_which_one_is_lost_is_found_out(pairs: Pairs) -> None:
         check_the_mean(pairs, weight_1=1.0, weight_2=0.0)
 
 
-def check_a_negative(pairs: Pairs) -> None:
-    """The prompts leave the style open, and the reference gives everything: without the negative, its style too."""
+@pytest.fixture(scope="module")
+def without(pairs: Pairs) -> dict[str, float]:
+    """The prompts leave the style open, and the reference gives everything: without a negative, its style too."""
+    return pairs.shares(pairs.applied(pairs.reference(Task.EVERYTHING)))
+
+
+def check_a_negative(pairs: Pairs, without: dict[str, float]) -> None:
     everything, style = pairs.reference(Task.EVERYTHING), pairs.reference(Task.STYLE)
-    without = pairs.shares(pairs.applied(everything))
     beside = pairs.shares(pairs.applied(everything, negative_reference=style))
     assert without["first style"] - beside["first style"] >= 0.1, (without, beside)
     assert beside["first layout"] >= 0.6, "what was not said to keep away from stays"
 
 
-def test_a_negative_style_lowers_its_share(pairs: Pairs) -> None:
-    check_a_negative(pairs)
+def test_a_negative_style_lowers_its_share(pairs: Pairs, without: dict[str, float]) -> None:
+    check_a_negative(pairs, without)
 
 
-def test_an_ignored_negative_is_found_out(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ignored_negative_is_found_out(
+    pairs: Pairs, without: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows_of = apply_module.rows_of
     monkeypatch.setattr(apply_module, "rows_of", lambda reference, negative=None: rows_of(reference))
     with pytest.raises(AssertionError, match="first style"):
-        check_a_negative(pairs)
+        check_a_negative(pairs, without)
 
 
 def check_two_roles(shares: dict[str, float]) -> None:
     assert shares["first style"] >= 0.6 and shares["second layout"] >= 0.6, shares
-    assert shares["second style"] <= 0.2 and shares["first layout"] <= 0.4, shares
+    assert shares["second style"] <= 0.25 and shares["first layout"] <= 0.4, shares
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -9,12 +9,12 @@ from ipadapter_instruct_core.tasks import Task, phrase
 from PIL import Image, ImageDraw, ImageFont
 from tools.setup.install import ROOT
 
-from .miniature import CONDITIONS
+from .conditions import BOAT
 from .run import OUTPUT
 
 BANNER = ROOT / "web" / "banner.png"
 SIZE = (1260, 540)  # 21 : 9, as the registry shows it
-SHOWN = CONDITIONS[1]
+SHOWN = BOAT
 TASKS = ("style", "composition", "object")
 PAPER, INK, GREY, GOLD = "#22262e", "#f2ead8", "#a9adb6", "#e8a33d"  # the icon's own
 SUBTITLE = "Give a picture, and say in words what to take from it."

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def run(server: ComfyServer, pictures: list[Picture]) -> dict[str, Image.Image]:
     for number, picture in enumerate(pictures, start=1):
         say(f"{number:2d}/{len(pictures)}  {picture.name.replace('_', ' '):32s}", end="")
         start = time.monotonic()
-        (pixels,) = server.run(picture.graph, timeout=LONGEST_S)
+        *_, pixels = server.run(picture.graph, timeout=LONGEST_S)  # what is previewed comes before what is saved
         print(f"{time.monotonic() - start:7.1f} s", flush=True)
         made[picture.name] = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
     return made
@@ -55,10 +56,10 @@ def chosen_demo(folder: Path) -> Demo:
     return miniature_demo(folder)
 
 
-def make_demo() -> None:
+def make_demo(chosen: Callable[[Path], Demo], target: Path) -> None:
     """Everything from the weights to the sheet; raises ValueError or ComfyError in words for a person."""
     with tempfile.TemporaryDirectory(prefix="demo-") as folder:
-        demo = chosen_demo(Path(folder))
+        demo = chosen(Path(folder))
         say(demo.about)
         say("starting ComfyUI")
         with ComfyServer(models=demo.models) as server:
@@ -71,21 +72,22 @@ def make_demo() -> None:
         for name, picture in made.items():
             picture.save(OUTPUT / f"{name}.png")
         whole = demo.sheet(made, {picture.name: picture.graph for picture in pictures})
-    whole.save(SHEET, quality=JPEG_QUALITY, optimize=True)
+    whole.save(target, quality=JPEG_QUALITY, optimize=True)
 
 
-def main() -> None:
+def run_demo(chosen: Callable[[Path], Demo] = chosen_demo, target: Path = SHEET) -> None:
+    """A demo as a program of its own: what ends it, ends it with a sentence."""
     # A server lives in a session of its own, so no signal to this process ends it; an exception does, on its way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        make_demo()
+        make_demo(chosen, target)
     except KeyboardInterrupt:
         print("\ndemo: stopped", file=sys.stderr)
         sys.exit(130)
     except (ValueError, ComfyError, FileNotFoundError) as error:
         sys.exit(f"demo: {error}")
-    say(os.path.relpath(SHEET, ROOT))
+    say(os.path.relpath(target, ROOT))
 
 
 if __name__ == "__main__":
-    main()
+    run_demo()

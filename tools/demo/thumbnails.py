@@ -17,21 +17,21 @@ from tools.host.graphs import Graph, node
 from tools.host.page import ComfyPage, comfy_page
 from tools.host.server import ComfyServer
 from tools.workflows.canvas import Json
-from tools.workflows.files import ADAPTER, OPEN_CLIP, OWN_ADAPTER, PLACES
+from tools.workflows.files import ADAPTER, OWN_ADAPTER, PLACES
 from tools.workflows.hint_pictures import INPUTS, SCRIBBLE
 from tools.workflows.parts import NEGATIVE, REFERENCE
 from tools.workflows.shipped import FIVE_SUBJECT, FIVE_TASKS, GRAPHS, WORKFLOWS
 from training.miniature.expand.write import write_models
 
+from .conditions import BOAT, CAT, FILE_NAMES, FISH, OLD_WOMAN, SETTINGS, Condition, enlarged, on_an_own_adapter
 from .contact_sheet import Cell, Row, contact_sheet
 from .graphs import api_graph, read_workflow, renamed, text_of, with_inputs
-from .miniature import CONDITIONS, DRAWN_PROMPT, FILE_NAMES, LORA_PROMPT, SETTINGS, Condition, drawing, enlarged
+from .miniature import DRAWN_PROMPT, LORA_PROMPT, drawing
 
 WIDTH, MARGIN, QUALITY = 1280, 24, 80  # at most; around a graph
 FOOT_SIZE, PATIENCE_S = 14, 600
 FOOT = "By the miniature: small models of a small drawn world."
 SHEETS = {"one_picture_five_instructions", "where_it_looked"}  # whose result is a labelled sheet already
-CAT, BOAT, FISH, PERSON, _ = CONDITIONS
 CHANGED = "changed.png"
 
 
@@ -66,11 +66,11 @@ EXAMPLES = {
     "style": Example(BOAT),
     "composition": Example(BOAT),
     "object": Example(FISH),
-    "face": Example(PERSON),
+    "face": Example(OLD_WOMAN),
     "style_with_scribble_controlnet": SCRIBBLED,
     "style_with_lora": Example(BOAT, LORA_PROMPT),
     "one_picture_five_instructions": Example(BOAT),
-    "two_references_two_roles": Example(PERSON, second=("Composition of this", CAT.picture)),
+    "two_references_two_roles": Example(OLD_WOMAN, second=("Composition of this", CAT.picture)),
     "not_this_style": Example(CAT, "something in the snow, stained glass"),
     "saved_reference": Example(BOAT),
     "where_it_looked": Example(FISH),
@@ -80,18 +80,6 @@ EXAMPLES = {
     "own_adapter_style_with_scribble_controlnet": SCRIBBLED,
     "own_adapter_composition_with_lora": Example(BOAT, LORA_PROMPT),
 }
-
-
-def on_an_own_adapter(graph: Graph) -> Graph:
-    """A graph for the released adapter as one for an adapter whose pictures and instructions OpenCLIP reads."""
-    readers = [name for name, entry in graph.items() if entry["class_type"] == "CLIPVisionLoader"]
-    for reader in readers:
-        graph = graph | {reader: node("IPAdapterInstructOpenCLIPLoader", model_name=OPEN_CLIP)}
-        for name, entry in graph.items():
-            if "negative_prompt" in entry["inputs"]:
-                inputs = entry["inputs"] | {"clip": [reader, 0], "prompt_clip": entry["inputs"]["clip"]}
-                graph = graph | {name: {**entry, "inputs": inputs}}
-    return graph
 
 
 def with_picture_to_change(graph: Graph) -> Graph:

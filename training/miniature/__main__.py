@@ -32,7 +32,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "JudgeConfig",
         "what the CLIP scores of `python -m training evaluate` are worth, by the oracle",
     ),
-    "rounding": ("judged.rounding", "RoundingConfig", "what keeping the weights in half precision costs"),
+    "wordings": ("judged.wordings", "WordingsConfig", "how alike the CLIP reads the instructions of each two tasks"),
+    "rounding": ("judged.rounding", "RoundingConfig", "what other weights cost: two results of evaluate, by figure"),
     "expand": (
         "expand.write",
         "ExpandConfig",

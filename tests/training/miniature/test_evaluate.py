@@ -280,3 +280,17 @@ def test_tables_say_which_targets_are_met(tmp_path: Path) -> None:
     assert rows["leak: condition style"][5] == "yes"  # 0.14 is at most 0.04 + 0.10
     assert rows["leak: condition style"][6].endswith(", better")
     assert rows["prompt scene"][5] == "yes"
+
+
+def test_leaks_of_nothing_and_what_is_the_same_everywhere_are_left_out() -> None:
+    made = {"row": "joint", "wording": "bank", "weight": 0.8}
+    rates = {"condition style": [400, 500], "prompt subject": [500, 500]}
+    rates |= {"condition subject": [2, 500], "condition scene": [2, 500], "condition layout": [3, 500]}
+    known = rates | {"condition style": [450, 500], "condition layout": [0, 500]}
+    shown = {"wording": "bank", "weight": {task.value: 0.8 for task in TASKS}}
+    found = [made | {"trial": "style", "rates": rates}, made | {"trial": "style, known", "rates": known}]
+    results = report.Results({}, shown, found)
+    told = [line.split(" | ")[0].strip("| ") for line in report.tasks(results).splitlines() if "leak" in line]
+    assert told == ["leak: condition subject", "leak: condition layout"]  # 0.00 with a target; 0.006 is 0.01
+    lines = report.combinations(results).splitlines()[4:]
+    assert [line.split(" | ")[1] for line in lines] == ["condition style", "condition layout"]

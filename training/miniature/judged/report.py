@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -123,6 +123,7 @@ AIMS: dict[str, tuple[Aim, ...]] = {
         leak("condition scene"),
     ),
 }
+NOTHING = 0.005  # leaks below this share of the pictures are left out of the tables
 CHANCE_AT_MOST = {("face", "condition identity"): 0.15}  # else what is wanted could come without a condition
 
 
@@ -197,6 +198,11 @@ def text(rate: Rate | None) -> str:
     return f"{rate.share:.2f} ({low:.2f}–{high:.2f})"
 
 
+def tells(aim: Aim, found: Iterable[Rate | None], always: bool = False) -> bool:
+    """Whether a figure was measured, and is more than a leak of nothing (or is to be shown always)."""
+    return any(rate and (always or not aim.leak or rate.share >= NOTHING) for rate in found)
+
+
 def change(one: Rate | None, other: Rate | None, leak: bool) -> str:
     """How much more ``one`` is, with its interval, and whether that is better."""
     if one is None or other is None:
@@ -224,7 +230,9 @@ def head(results: Results, picture: Path) -> str:
         f"{weight}. Made on {', '.join(devices)}.",
         f"“{NO_ADAPTER}” is the bare base with the same prompts and noise: what it has of a condition is chance. "
         "“condition X”: the picture shows the condition's X, counted where the prompt leaves X to the condition or "
-        "says another. “prompt X”: it shows the X that the prompt says. Differences have Newcombe's 95 % intervals.",
+        "says another. “prompt X”: it shows the X that the prompt says. Differences have Newcombe's 95 % intervals. "
+        "Leaks of 0.00 throughout a table are left out, but for those with a target, and so is what is the same at "
+        "every wording or weight.",
         "Adapters: " + ", ".join(f"{row} `{sha256}`" for row, sha256 in hashes),
     ]
     if picture.is_file():
@@ -238,7 +246,8 @@ def tasks(results: Results) -> str:
     verdicts: list[str] = []
     for trial, aims in AIMS.items():
         rates = {row: results.rates(trial, row) for row in results.rows(trial)}
-        lines = [_task_line(aim, rates) for aim in aims if any(aim.figure in one for one in rates.values())]
+        shown = [aim for aim in aims if tells(aim, (one.get(aim.figure) for one in rates.values()), bool(aim.target))]
+        lines = [_task_line(aim, rates) for aim in shown]
         if lines:
             parts += [
                 f"### {trial.capitalize()}",
@@ -267,8 +276,9 @@ def equal_steps(results: Results) -> str:
     for trial in TASK_TRIALS:
         joint, *rest = (results.rates(trial, row) for row in (JOINT, *others))
         for aim in AIMS[trial]:
-            if aim.figure in joint and all(aim.figure in one for one in rest):
-                one, two = joint[aim.figure], [rates[aim.figure] for rates in rest]
+            found = [rates.get(aim.figure) for rates in (joint, *rest)]
+            if all(found) and (aim.target or aim.leak) and tells(aim, found):
+                one, *two = found
                 changes = [change(one, other, aim.leak) for other in two]
                 lines.append([trial, aim.figure, *map(text, (one, *two)), *changes])
     titles = ["task", "", JOINT, *others, *(f"joint − {other}" for other in others)]
@@ -304,13 +314,19 @@ def combinations(results: Results) -> str:
 
 
 def _lines(columns: Sequence[Any], rates: Callable[[str, Any], Rates]) -> list[list[str]]:
-    """A line for each figure of the tasks that has a target or is a leak; ``rates(trial, column)`` gives its cells."""
+    """A line for each figure of the tasks that has a target or is a leak, and is not the same in every column.
+
+    Args:
+        rates: trial, column -> its figures.
+    """
     lines = []
     for trial in TASK_TRIALS:
-        found = [rates(trial, column) for column in columns]
+        every = [rates(trial, column) for column in columns]
         for aim in AIMS[trial]:
-            if (aim.target or aim.leak) and any(aim.figure in one for one in found):
-                lines.append([trial, aim.figure, *(text(one.get(aim.figure)) for one in found)])
+            found = [one.get(aim.figure) for one in every]
+            shown = {f"{rate.share:.2f}" for rate in found if rate}
+            if (aim.target or aim.leak) and tells(aim, found) and len(shown) > 1:
+                lines.append([trial, aim.figure, *map(text, found)])
     return lines
 
 
