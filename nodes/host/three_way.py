@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.samplers
+import torch
 from torch import Tensor
 from torch.cuda import OutOfMemoryError
 
@@ -179,9 +180,9 @@ def correct_guidance(args: dict[str, Any]) -> Tensor:
     if text_scale is None or uncond is None:
         run.warn("The sampler gives no cfg that can be read at some steps, so simple guidance is used in them.")
         return denoised
-    if isinstance(text_scale, float) and (
-        (kept.scales.automatic and text_scale == 1.0) or (kept.others and _is_unguided(args, text_scale))
-    ):
+    if isinstance(text_scale, float) and kept.others:
+        text_scale = _scale_that_was_used(args, text_scale)
+    if text_scale is None or (kept.scales.automatic and text_scale == 1.0):
         return denoised
     predictions = _with_missing(run, kept, text_scale, args)
     if predictions is None:
@@ -205,14 +206,23 @@ def _keep_what_was_evaluated_alone(run: SamplingRun, args: dict[str, Any]) -> No
     run.alone.clear()
 
 
-def _is_unguided(args: dict[str, Any], text_scale: float) -> bool:
-    """Whether another pack has left the negative out of this step, so that there is nothing to correct. It costs a
-    read-back, and so is asked only where someone else takes part."""
+def _scale_that_was_used(args: dict[str, Any], text_scale: float) -> float | Tensor | None:
+    """The cfg by which another pack's formula has really guided: a number, one for each latent, or None where the
+    negative is left out of the step, so that there is nothing to correct. It costs a read-back, and so is asked only
+    where someone else takes part."""
     if text_scale == 1.0:
-        return False
-    moved = (args["denoised"] - args["cond_denoised"]).abs().max()
-    whole = abs(text_scale - 1.0) * (args["cond_denoised"] - args["uncond_denoised"]).abs().max()
-    return bool(moved <= UNMOVED * whole)
+        return text_scale
+    denoised, full, uncond = (args[f"{name}denoised"].flatten(1).float() for name in ("", "cond_", "uncond_"))
+    moved, whole = denoised - uncond, full - uncond
+    square = whole.square().sum(1)
+    used = torch.where(square > 0, (moved * whole).sum(1) / square, 1.0)  # 1: the positive stands for the negative
+    is_a_scale = (moved - used[:, None] * whole).norm(dim=1) <= UNMOVED * moved.norm(dim=1)
+    used = torch.where(is_a_scale, used, text_scale)
+    low, high = torch.stack([used.min(), used.max()]).tolist()
+    for known, answer in ((text_scale, text_scale), (1.0, None)):
+        if max(abs(low - known), abs(high - known)) <= UNMOVED * abs(text_scale - 1.0):
+            return answer
+    return used.view(-1, *[1] * (args["denoised"].ndim - 1)).to(args["denoised"])
 
 
 def _with_missing(

@@ -95,6 +95,27 @@ def test_a_cfg_for_each_latent(bench: Bench, scales: Any) -> None:
         assert_same(found[i : i + 1], bench.three_way(each, cfg, used, x=x[i : i + 1]), 1e-4)
 
 
+@pytest.mark.parametrize("cfgs", [(7.0, 2.0), (3.0, 3.0)])
+@pytest.mark.parametrize("scales", [None, SCALES, FEW])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_formula_that_guides_by_a_cfg_of_its_own(bench: Bench, order: str, scales: Any, cfgs: tuple) -> None:
+    """One that rises from frame to frame (VideoLinearCFGGuidance), or is set for the step."""
+
+    def formula(args: dict) -> torch.Tensor:
+        return args["uncond"] + torch.tensor(cfgs).view(2, 1, 1, 1) * (args["cond"] - args["uncond"])
+
+    def patch(model: Any) -> Any:
+        clone = model.clone()
+        clone.set_model_sampler_cfg_function(formula)
+        return clone
+
+    each, x = bench.application(three_way=scales), random(2, 4, 8, 8)
+    found = bench.cfg(in_order(bench, order, patch, each), x=x)
+    for i, cfg in enumerate(cfgs):
+        used = scales or ThreeWay(cfg, cfg)
+        assert_same(found[i : i + 1], bench.three_way(each, cfg, used, x=x[i : i + 1]), 1e-4)
+
+
 class NegativeEarlyOnly(comfy.samplers.CFGGuider):
     """Its cfg is a schedule of its own kind, and late steps have no negative."""
 
