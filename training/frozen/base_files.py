@@ -107,6 +107,12 @@ def _read_part(path: Path, name: str, kind: Base) -> nn.Module:
     missing = sorted(report["missing_keys"])
     if missing:  # the libraries would fill these with random numbers
         raise ValueError(f"{path / name} lacks {len(missing)} weights ({missing[0]}, ...); download the folder again.")
+    surplus = sorted(report["unexpected_keys"]) if name in ("unet", "transformer") else []
+    if surplus:  # of encoders many files hold more than is read; of the network that would be another network
+        raise ValueError(
+            f"{path / name} holds {len(surplus)} weights that its config.json has no place for ({surplus[0]}, ...); "
+            "download the folder again."
+        )
     return model
 
 

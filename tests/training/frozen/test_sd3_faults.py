@@ -34,6 +34,10 @@ SCHEDULE = ("scheduler", "scheduler_config.json")
         (lambda path: shutil.rmtree(path / "transformer"), "lacks its transformer"),
         (lambda path: (path / "transformer" / "config.json").write_text("<html>"), "transformer cannot be read"),
         (
+            lambda path: edit(path / "transformer" / "config.json", qk_norm=None),
+            r"holds \d+ weights that its config.json has no place for \(transformer_blocks.0.attn",
+        ),
+        (
             lambda path: edit(path.joinpath(*SCHEDULE), _class_name="EulerDiscreteScheduler"),
             "follows the noise schedule of EulerDiscreteScheduler, not SD3's; give SD3 medium's folder or SD3.5's",
         ),
