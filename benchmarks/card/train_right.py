@@ -78,6 +78,7 @@ def runs(part: Part, folder: Path) -> None:
     models = {"image_encoder": save_open_clip(folder / "clip"), "instruction_encoder": str(folder / "clip")}
     chosen = {"resolution": 64, "phrases_per_subject": 8, "device": "cpu"}
     encode(EncodeConfig(data=[folder / "data"], out=folder / "features", base=folder / "base", **models, **chosen))
+    (folder / "run.toml").write_text('base = "base"\nfeatures = "features"\nstart = "start.safetensors"\nout = "one"\n')
     names = ("one", "killed") if part.small else ("one", "again", "killed")  # on a processor all runs agree
     started = {name: run(part, folder, name) for name in names}
     kill_after_a_checkpoint(started["killed"], folder / "killed" / "checkpoints")
@@ -105,10 +106,9 @@ def runs(part: Part, folder: Path) -> None:
 def run(part: Part, folder: Path, name: str, launcher: tuple[str, ...] = (), **process: Any) -> subprocess.Popen[str]:
     """Start `train` on the small world; two ranks share the card."""
     place = "--cpu" if not part.on_card else "--no-cpu"
-    files = ("--base", "base", "--features", "features", "--start", "start.safetensors", "--out", name)
     steps = ("--steps", STEPS_OF_RUN, "--checkpoint-every", EVERY, "--keep", STEPS_OF_RUN, "--log-every", EVERY)
     batches = ("--batch-size", 16, "--micro-batch-size", 8, "--learning-rate", 1e-3, "--ema", 0.9, "--workers", 0)
-    options = (*files, *steps, *batches, place, "--validation.every", 0, "--trackers")
+    options = ("run.toml", "--out", name, *steps, *batches, place, "--validation.every", 0, "--trackers")
     arguments = [sys.executable, *launcher, "-m", "training", "train", *options]
     known = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": known, "OMP_NUM_THREADS": "1"}

@@ -314,20 +314,21 @@ def combinations(results: Results) -> str:
 
 
 def _lines(columns: Sequence[Any], rates: Callable[[str, Any], Rates]) -> list[list[str]]:
-    """A line for each figure of the tasks that has a target or is a leak, and is not the same in every column.
+    """A line for each figure of the tasks that has a target or is a leak. One that is the same in every column is left
+    out, unless all are.
 
     Args:
         rates: trial, column -> its figures.
     """
-    lines = []
+    lines, alike = [], []
     for trial in TASK_TRIALS:
         every = [rates(trial, column) for column in columns]
         for aim in AIMS[trial]:
             found = [one.get(aim.figure) for one in every]
             shown = {f"{rate.share:.2f}" for rate in found if rate}
-            if (aim.target or aim.leak) and tells(aim, found) and len(shown) > 1:
-                lines.append([trial, aim.figure, *map(text, found)])
-    return lines
+            if (aim.target or aim.leak) and tells(aim, found):
+                (lines if len(shown) > 1 else alike).append([trial, aim.figure, *map(text, found)])
+    return lines or alike
 
 
 def crossing(results: Results) -> str:
