@@ -20,7 +20,7 @@ HOST = Path(os.environ.get("COMFYUI_DIR", ROOT / ".host" / "ComfyUI"))
 MOST = 60 * 2**20  # bytes
 # Beyond torch, torchvision, transformers, accelerate, safetensors, numpy, pillow and the like.
 PACKAGES = (
-    "diffusers", "importlib_metadata", "zipp", "open_clip_torch", "ftfy", "wcwidth", 
+    "diffusers", "importlib_metadata", "zipp", "open_clip_torch", "ftfy", "wcwidth",
     "pydantic", "pydantic_core", "annotated_types", "typing_inspection", "tyro", "docstring_parser", "typeguard",
     "tenacity", "einops", "torchsde", "trampoline", "av",
 )  # fmt: skip

@@ -169,9 +169,11 @@ def correct_guidance(args: dict[str, Any]) -> Tensor:
     """After the sampler's own guidance: adds what three-way differs by, at the cfg that was really used."""
     denoised, full, uncond = args["denoised"], args["cond_denoised"], args["uncond_denoised"]
     run: SamplingRun | None = args["model_options"]["transformer_options"].get(RUN)
-    if run is not None and not run.kept:
+    if run is None:
+        return denoised
+    if not run.kept:
         _keep_what_was_evaluated_alone(run, args)
-    if run is None or not run.kept:
+    if not run.kept:
         return denoised
     # Another patch may have evaluated the two lists once more since.
     kept = next((k for k in run.kept if k.pair[0] is full and k.pair[1] is uncond), run.kept[0])

@@ -113,8 +113,9 @@ def planned(condition: Condition, graph: Graph) -> list[Picture]:
 
 def fitted(graph: Graph, condition: Condition, prompt: str = "") -> Graph:
     """A shipped graph with the miniature's files, size, pictures and words. It knows no word of the negative prompt."""
-    texts = {REFERENCE: condition.file, FIVE_SUBJECT: condition.factors.subject}
-    texts |= {text_of(graph): prompt or condition.prompt, NEGATIVE: ""}
+    texts = {REFERENCE: condition.file, FIVE_SUBJECT: condition.factors.subject, NEGATIVE: ""}
+    if any(entry["class_type"] == "KSampler" for entry in graph.values()):
+        texts[text_of(graph)] = prompt or condition.prompt
     return with_inputs(renamed(graph, FILE_NAMES | texts), SETTINGS)
 
 

@@ -17,15 +17,14 @@ from tools.host.graphs import Graph, node
 from tools.host.page import ComfyPage, comfy_page
 from tools.host.server import ComfyServer
 from tools.workflows.canvas import Json
-from tools.workflows.files import ADAPTER, OWN_ADAPTER, PLACES
+from tools.workflows.files import PLACES
 from tools.workflows.hint_pictures import INPUTS, SCRIBBLE
-from tools.workflows.parts import NEGATIVE, REFERENCE
-from tools.workflows.shipped import FIVE_SUBJECT, FIVE_TASKS, GRAPHS, WORKFLOWS
+from tools.workflows.shipped import FIVE_TASKS, GRAPHS, WORKFLOWS
 from training.miniature.expand.write import write_models
 
-from .conditions import BOAT, CAT, FILE_NAMES, FISH, OLD_WOMAN, SETTINGS, Condition, enlarged, on_an_own_adapter
+from .conditions import BOAT, CAT, FISH, OLD_WOMAN, Condition, enlarged, fitted, on_an_own_adapter
 from .contact_sheet import Cell, Row, contact_sheet
-from .graphs import api_graph, read_workflow, renamed, text_of, with_inputs
+from .graphs import api_graph, read_workflow
 from .miniature import DRAWN_PROMPT, LORA_PROMPT, drawing
 
 WIDTH, MARGIN, QUALITY = 1280, 24, 80  # at most; around a graph
@@ -87,22 +86,14 @@ def with_picture_to_change(graph: Graph) -> Graph:
     return graph | {changed: node("LoadImage", image=CHANGED)}
 
 
-def fitted(graph: Graph, example: Example) -> Graph:
-    """The graph with the miniature's files and size, and the example's pictures and words."""
-    subject, reference = example.condition.factors.subject, f"{example.condition.name}.png"
-    texts = {REFERENCE: reference, FIVE_SUBJECT: subject, NEGATIVE: "", ADAPTER: OWN_ADAPTER}
-    if any(entry["class_type"] == "KSampler" for entry in graph.values()):
-        texts[text_of(graph)] = example.prompt or example.condition.prompt
-    return with_inputs(renamed(renamed(graph, texts), FILE_NAMES), SETTINGS)
-
-
 def results_of(server: ComfyServer, name: str, schemas: Json) -> list[Image.Image]:
     """The pictures that a workflow makes on the miniature."""
     example = EXAMPLES[name]
-    graph = fitted(on_an_own_adapter(api_graph(read_workflow(name), schemas)), example)
+    graph = on_an_own_adapter(api_graph(read_workflow(name), schemas))
+    graph = fitted(graph, example.condition, example.prompt)
     if example.replaces == CHANGED:
         graph = with_picture_to_change(graph)
-    example.condition.picture.save(server.base / "input" / f"{example.condition.name}.png")
+    example.condition.picture.save(server.base / "input" / example.condition.file)
     if example.second:
         example.second[1].save(server.base / "input" / example.replaces)
     made = [Image.fromarray(np.round(pixels * 255).astype(np.uint8)) for pixels in server.run(graph, PATIENCE_S)]
