@@ -78,7 +78,7 @@ class Settings:
         return small[part] if self.size == "small" else {}
 
 
-def base_model(settings: Settings, with_unet: bool = True) -> FrozenBase:
+def base_model(settings: Settings, with_network: bool = True) -> FrozenBase:
     """A base's parts, as `training.frozen.base.load_base` returns them, made where they are used."""
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -96,7 +96,7 @@ def base_model(settings: Settings, with_unet: bool = True) -> FrozenBase:
         texts = [text_encoder(CLIPTextModel, "text_encoder")]
         if settings.kind is Base.SDXL:
             texts.append(text_encoder(CLIPTextModelWithProjection, "text_encoder_2"))
-        unet = made(UNet2DConditionModel, "unet") if with_unet else None
+        unet = made(UNet2DConditionModel, "unet") if with_network else None
         vae = made(AutoencoderKL, "vae")
     for model in (unet, vae, *texts):
         if model is not None:
@@ -106,7 +106,7 @@ def base_model(settings: Settings, with_unet: bool = True) -> FrozenBase:
     return FrozenBase(settings.kind, unet, vae, tuple(texts), tokenizers, schedule)
 
 
-def all_encoders(settings: Settings, with_unet: bool = True) -> Encoders:
+def all_encoders(settings: Settings, with_network: bool = True) -> Encoders:
     """The base and ViT-H/14's image tower; its text tower, which nothing here reads, is a token one."""
     from open_clip import get_model_config
 
@@ -115,7 +115,7 @@ def all_encoders(settings: Settings, with_unet: bool = True) -> Encoders:
     config["text_cfg"] |= {"width": 64, "heads": 1, "layers": 1}
     with torch.device(settings.device):
         tower = OpenClip(config).requires_grad_(False).eval()
-    return Encoders(base_model(settings, with_unet), tower, None)
+    return Encoders(base_model(settings, with_network), tower, None)
 
 
 def phrases() -> dict[Task, list[str]]:
@@ -133,7 +133,7 @@ def write_data(settings: Settings, encoders: Encoders | None = None) -> float:
         path = data / "train-00000.tar"
         written = write_shard(path, [(f"{n:09d}", _members(task, n)) for n in range(count)])
         write_json(data / MANIFEST, {"shards": [{"name": path.name, "samples": written, "sha256": sha256(path)}]})
-    encoders = encoders or all_encoders(settings, with_unet=False)
+    encoders = encoders or all_encoders(settings, with_network=False)
     config = EncodeConfig(
         data=_folders(settings), out=folder / "features", base=folder, image_encoder=folder,
         resolution=settings.resolution, batch_size=min(settings.batch_size, 16 if settings.kind is Base.SD15 else 4),
@@ -241,8 +241,8 @@ def _bare(trainer: Trainer, settings: Settings) -> None:
     from training.frozen.unet import predict
 
     device, rows, side = trainer.accelerator.device, settings.batch_size, settings.resolution // 8
-    width = trainer.base.unet.config.cross_attention_dim
+    width = trainer.base.network.config.cross_attention_dim
     latents = torch.zeros(rows, 4, side, side, device=device, dtype=trainer.dtype, requires_grad=True)
     text = torch.ones(rows, 77, width, device=device, dtype=trainer.dtype)
     timesteps = torch.full((rows,), 500, device=device)
-    predict(trainer.base.unet, latents, timesteps, text, None).float().pow(2).mean().backward()
+    predict(trainer.base.network, latents, timesteps, text, None).float().pow(2).mean().backward()

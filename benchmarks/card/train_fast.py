@@ -38,7 +38,7 @@ def settings_of(part: Part, base: str, folder: str) -> Settings:
 
 def encoded(part: Part, base: str, settings: Settings) -> Any:
     """Features in the folder; returns the base that they are for."""
-    encoders = all_encoders(settings, with_unet=False)
+    encoders = all_encoders(settings, with_network=False)
     few, starts = 3, []
     for _ in range(2):  # the first lets libraries choose their kernels; a start hashes all weights
         with tempfile.TemporaryDirectory() as folder:

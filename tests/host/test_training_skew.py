@@ -52,8 +52,8 @@ def encoders(request: pytest.FixtureRequest, twin: Path) -> Encoders:
     """Training's own; the paper's projector reads OpenCLIP instructions, the released one CLIP-L and the prompt."""
     instruction = str(twin / "clip") if request.param.startswith("paper") else "clip-l"
     paths = EncoderPaths(base=twin / "base", image_encoder=twin / "clip", instruction_encoder=instruction)
-    loaded = load_encoders(paths, with_unet=True)
-    prepare_unet(loaded.base.unet)
+    loaded = load_encoders(paths, with_network=True)
+    prepare_unet(loaded.base.network)
     return loaded
 
 
@@ -68,7 +68,7 @@ def adapter_file(encoders: Encoders, tmp_path_factory: pytest.TempPathFactory) -
         instruction_width=OPEN_CLIP["text_cfg"]["width"] if paper else 768,
         prompt_width=None if paper else 768,
         instruction_encoder=encoders.instruction_encoder,
-        layers=tuple(cross_attentions(encoders.base.unet)),
+        layers=tuple(cross_attentions(encoders.base.network)),
     )
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
@@ -113,13 +113,13 @@ def test_the_whole_unet_agrees(through: Through) -> None:
     sampling = through.bench.model.model.model_sampling
     timestep = sampling.timestep(torch.tensor([SIGMA])).float()
     rows = {
-        row: predict(through.encoders.base.unet, x, timestep, condition.text, condition.image)
+        row: predict(through.encoders.base.network, x, timestep, condition.text, condition.image)
         for row, condition in through.conditions.items()
     }
     own = combine(rows, through.settings.coefficients())
     assert relative_error(host, own) < UNET
     bare = {
-        row: predict(through.encoders.base.unet, x, timestep, c.text, None) for row, c in through.conditions.items()
+        row: predict(through.encoders.base.network, x, timestep, c.text, None) for row, c in through.conditions.items()
     }
     assert relative_error(combine(bare, through.settings.coefficients()), own) > 10 * UNET, "the adapter does nothing"
 

@@ -49,14 +49,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def through(request: pytest.FixtureRequest, folder: Path) -> Through:
     name, task = request.param
     bench = request.getfixturevalue(f"{name}_bench")
-    encoders = load_encoders(EncoderPaths(base=folder / name, image_encoder=folder / "clip"), with_unet=True)
+    encoders = load_encoders(EncoderPaths(base=folder / name, image_encoder=folder / "clip"), with_network=True)
     config = replace(
         SCRATCH[Base(name)],
         image_width=OPEN_CLIP["vision_cfg"]["width"],
         width=128,
         heads=2,
         depth=2,
-        layers=tuple(prepare(encoders.base.unet)),
+        layers=tuple(prepare(encoders.base.network)),
     )
     adapter = Adapter(config)
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +98,7 @@ def test_the_whole_transformer_agrees(through: Through) -> None:
     def combined(with_adapter: bool) -> torch.Tensor:
         rows = {
             row: predict(
-                base.unet, x, torch.tensor([1000 * SIGMA]), each.text, each.image if with_adapter else None,
+                base.network, x, torch.tensor([1000 * SIGMA]), each.text, each.image if with_adapter else None,
                 base.added(each.pooled, 64, torch.float32),
             )
             for row, each in through.conditions.items()

@@ -97,7 +97,7 @@ def trained_adapter(folder: Path, features: Path) -> Path:
         depth=2,
         instruction_width=None,
         prompt_width=None,
-        layers=tuple(cross_attentions(load_base(folder / "base").unet)),
+        layers=tuple(cross_attentions(load_base(folder / "base").network)),
     )
     start = folder / "ip-adapter-plus.safetensors"
     save(start, Adapter(plus))

@@ -58,7 +58,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base(studio: Path) -> FrozenBase:
     loaded = load_base(studio / "base")
-    prepare(loaded.unet)
+    prepare(loaded.network)
     return loaded
 
 
@@ -83,7 +83,7 @@ def test_the_loss_falls_and_pictures_are_made(run_folder: Path, studio: Path, ba
         batch = collate([{**held_out.item(draw), "timestep": draw.timestep} for draw in draws])
         batch["added"] = base.added(batch["pooled"], 64, torch.float32)
         with torch.no_grad():
-            bare = float(losses(base.unet, NoAdapter(), base.schedule, batch, torch.float32).mean())
+            bare = float(losses(base.network, NoAdapter(), base.schedule, batch, torch.float32).mean())
         seen = [line[task.value]["loss"] for line in found]
         assert seen[-1] < seen[0] < bare, task
         assert (run_folder / "validation" / "step-00000060" / f"{task.value}.jpg").is_file()
@@ -108,7 +108,7 @@ def test_the_exported_file_has_the_released_layout(run_folder: Path, tmp_path: P
     assert torch.equal(adapter.state_dict()[last], torch.eye(WIDTH))
     assert f"adapter.{last}" not in moments(run_folder)
     assert not torch.equal(adapter.state_dict()[last.replace("2", "0", 1)], torch.eye(WIDTH))
-    start_of = base.unet.transformer_blocks[0].attn.to_k.weight
+    start_of = base.network.transformer_blocks[0].attn.to_k.weight
     change = adapter.state_dict()["ip_adapter.0.to_k_ip.weight"] - start_of
     assert 0 < change.abs().max() < start_of.abs().max()
 

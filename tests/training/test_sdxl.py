@@ -50,7 +50,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_sdxl(folder / "base")
     furnish(folder, TASKS)
     encode(folder, TASKS)
-    layers = cross_attentions(load_base(folder / "base").unet)
+    layers = cross_attentions(load_base(folder / "base").network)
     assert [number for number, _ in layers] == list(range(1, 16, 2))
     save_ip_adapter_plus(folder / "start.safetensors", folder / "base")
     return folder
@@ -77,7 +77,7 @@ def from_pictures(studio: Path) -> Path:
 @pytest.fixture(scope="module")
 def sources(studio: Path) -> tuple[FeatureSource, RawSource, Encoders]:
     """The same samples as features and as pictures, and the encoders."""
-    encoders = load_encoders(EncoderPaths(base=studio / "base", image_encoder=studio / "clip"), with_unet=True)
+    encoders = load_encoders(EncoderPaths(base=studio / "base", image_encoder=studio / "clip"), with_network=True)
     folders = [studio / "data" / task.value for task in sorted(TASKS, key=lambda task: task.value)]
     raw = RawSource(folders, "train", Tally(0), encoders.image_tower.preprocess, 64, load_bank())
     return FeatureSource(studio / "features", "train", Tally(0)), raw, encoders
@@ -147,9 +147,9 @@ def test_the_loss_is_diffusers_own(sources: tuple[FeatureSource, RawSource, Enco
     added = {"text_embeds": batch["pooled"], "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 4)}
     with torch.no_grad():
         noisy = base.schedule.add_noise(batch["latents"], batch["noise"], batch["timestep"])
-        plain = base.unet(noisy, batch["timestep"], encoder_hidden_states=batch["text"], added_cond_kwargs=added).sample
+        plain = base.network(noisy, batch["timestep"], encoder_hidden_states=batch["text"], added_cond_kwargs=added)[0]
         expected = (plain - batch["noise"]).pow(2).mean(dim=(1, 2, 3))
-        prepared = copy.deepcopy(base.unet)
+        prepared = copy.deepcopy(base.network)
         prepare_unet(prepared)
         batch["added"] = base.added(batch["pooled"], 64, torch.float32)
         found = losses(prepared, NoAdapter(), base.schedule, batch, torch.float32)
@@ -172,7 +172,7 @@ def test_pictures_are_sampled_as_by_diffusers(studio: Path) -> None:
     size = {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "latent"}
     expected = pipe(prompts, negative_prompt=["", ""], latents=noise.clone(), **size).images
     base = load_base(studio / "base")
-    prepare_unet(base.unet)
+    prepare_unet(base.network)
     rows = {}
     with torch.no_grad():
         for row, texts in ((Row.FULL, prompts), (Row.UNCOND, ["", ""])):

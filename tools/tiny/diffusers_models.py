@@ -164,7 +164,7 @@ def save_ip_adapter_plus(path: Path, base: Path, seed: int = 2) -> Path:
     from training.frozen.base import load_base
 
     loaded = load_base(base)
-    save(path, _adapter(loaded, seed, loaded.unet.config.cross_attention_dim, reads=None))
+    save(path, _adapter(loaded, seed, loaded.network.config.cross_attention_dim, reads=None))
     return path
 
 
@@ -176,7 +176,7 @@ def save_sd3_start(path: Path, base: Path, seed: int = 3) -> Path:
 
     loaded = load_base(base)
     adapter = _adapter(loaded, seed, T5_WIDTH, reads=WIDTH)
-    initialise_layers(adapter, loaded.unet)
+    initialise_layers(adapter, loaded.network)
     save(path, adapter)
     return path
 
@@ -199,6 +199,6 @@ def _adapter(base: Any, seed: int, output_width: int, reads: int | None) -> Any:
             output_width=output_width,
             instruction_width=reads,
             prompt_width=reads,
-            layers=tuple(prepare(base.unet)),
+            layers=tuple(prepare(base.network)),
         )
     )

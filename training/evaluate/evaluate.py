@@ -64,15 +64,15 @@ def run(config: EvaluateConfig) -> None:
 
 def _all_pictures(config: EvaluateConfig, cases: dict[Task, list[Case]]) -> tuple[Made, str]:
     """Files of each row's pictures of each task, rewordings left out; and the image encoder's fingerprint."""
-    encoders = load_encoders(config, with_unet=True)
+    encoders = load_encoders(config, with_network=True)
     if config.text_scale is None:
         config = config.model_copy(update={"text_scale": defaults(Task.EVERYTHING, encoders.base.kind).text_scale})
-    models = {**encoders.identities(), "unet": fingerprint(encoders.base.unet)}
-    adapters = _load_adapters(config, encoders, prepare(encoders.base.unet))
+    models = {**encoders.identities(), "unet": fingerprint(encoders.base.network)}
+    adapters = _load_adapters(config, encoders, prepare(encoders.base.network))
     device = torch.device(config.device)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     encoders.to(device, dtype)
-    torch.nn.Module.to(encoders.base.unet, device, dtype)
+    torch.nn.Module.to(encoders.base.network, device, dtype)
     config.out.mkdir(parents=True, exist_ok=True)
     hold_to_settings(config, models, cases)
     made: Made = {row: {} for row in config.rows}
@@ -169,7 +169,7 @@ def picture_batch(
     }
     simple = config.guidance == "simple" or not adapter.config.follows_instructions
     settings = Settings.of_task(task, encoders.base.kind, config.steps, config.text_scale, config.weight, simple)
-    conditions = conditionings(adapter, features, encoders.rows(), settings, embedding(encoders.base.unet))
+    conditions = conditionings(adapter, features, encoders.rows(), settings, embedding(encoders.base.network))
     side = config.resolution // 8
     noise = initial_noise([case.seed for case in cases], (encoders.base.latent_channels, side, side))
     latents = sample(encoders.base, conditions, settings.coefficients(), noise, config.steps)

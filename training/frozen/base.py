@@ -47,13 +47,13 @@ class TextStates:
 class FrozenBase:
     """The parts of a base model, none of which is trained.
 
-    They are diffusers' and transformers' own, of classes that differ from base to base: hence ``Any``. ``unet`` is
-    SD3's transformer on SD3, and None where only encoders were asked for. Where features are trained on,
+    They are diffusers' and transformers' own, of classes that differ from base to base: hence ``Any``. ``network`` is
+    the U-Net, or SD3's transformer, and None where only encoders were asked for. Where features are trained on,
     SD3's T5 is left out of the encoders.
     """
 
     kind: Base
-    unet: Any
+    network: Any
     vae: Any
     text_encoders: tuple[Any, ...]
     tokenizers: tuple[Any, ...]
@@ -151,7 +151,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def load_base(path: Path, config: Path | None = None, with_unet: bool = True, with_t5: bool = True) -> FrozenBase:
+def load_base(path: Path, config: Path | None = None, with_network: bool = True, with_t5: bool = True) -> FrozenBase:
     """Load a base model in float32, from a diffusers folder or a single-file checkpoint; nothing is downloaded.
 
     Args:
@@ -164,28 +164,28 @@ def load_base(path: Path, config: Path | None = None, with_unet: bool = True, wi
     """
     _no_bars()
     if path.is_dir():
-        parts = read_folder(path, with_unet, with_t5)
+        parts = read_folder(path, with_network, with_t5)
     elif path.is_file():
         kind = single_file_kind(path)
-        parts = read_single_file(path, kind, config or BASE_CONFIGS / kind.value, with_unet)
+        parts = read_single_file(path, kind, config or BASE_CONFIGS / kind.value, with_network)
     else:
         raise ValueError(f"There is no base model {path}; give a diffusers folder or a .safetensors checkpoint.")
     words = parts.text_encoders[0].config
     if words.hidden_act != "quick_gelu" or words.vocab_size < len(clip_tokenizer()):
         raise ValueError(f"{path} has no CLIP-L to read text, as {parts.kind.label} has; it may be an SD2 or another.")
-    channels = parts.unet.config.in_channels if with_unet else LATENT_CHANNELS[parts.kind]
+    channels = parts.network.config.in_channels if with_network else LATENT_CHANNELS[parts.kind]
     if channels != LATENT_CHANNELS[parts.kind]:
         raise ValueError(f"{path} takes {channels} channels, as models for inpainting do; give a plain model.")
-    for model in (parts.unet, parts.vae, *parts.text_encoders):
+    for model in (parts.network, parts.vae, *parts.text_encoders):
         if model is not None:
             model.requires_grad_(False).eval()
-    for model in (parts.unet, parts.vae, *parts.text_encoders[:2]):
+    for model in (parts.network, parts.vae, *parts.text_encoders[:2]):
         if model is not None:
             model.float()
     tokenizers = (clip_tokenizer(),) * len(parts.text_encoders[:2])
     if len(parts.text_encoders) > 2:
         tokenizers += (t5_tokenizer(path),)
-    return FrozenBase(parts.kind, parts.unet, parts.vae, parts.text_encoders, tokenizers, parts.schedule)
+    return FrozenBase(parts.kind, parts.network, parts.vae, parts.text_encoders, tokenizers, parts.schedule)
 
 
 def _no_bars() -> None:

@@ -35,11 +35,11 @@ KEYS = {
 
 
 class Parts(NamedTuple):
-    """``unet``, SD3's transformer among them, is None where it was not asked for; ``schedule`` is a DDPMScheduler with
+    """``network``, a U-Net or SD3's transformer, is None where not asked for; ``schedule`` is a DDPMScheduler with
     the base's own noise, or SD3's FlowMatchEulerDiscreteScheduler."""
 
     kind: Base
-    unet: Any
+    network: Any
     vae: Any
     text_encoders: tuple[Any, ...]
     schedule: Any
@@ -70,13 +70,13 @@ def _norms_queries(config: Path) -> bool:
         return False
 
 
-def read_folder(path: Path, with_unet: bool, with_t5: bool = True) -> Parts:
+def read_folder(path: Path, with_network: bool, with_t5: bool = True) -> Parts:
     """Raises ValueError where a part is missing, damaged or incomplete; the sentence names it."""
     kind = folder_kind(path)
     flow = kind in SD3_LIKE
     return Parts(
         kind=kind,
-        unet=_read_part(path, "transformer" if flow else "unet", kind) if with_unet else None,
+        network=_read_part(path, "transformer" if flow else "unet", kind) if with_network else None,
         vae=_read_part(path, "vae", kind),
         text_encoders=tuple(_read_part(path, name, kind) for name in TEXT_ENCODERS[kind] if name != T5 or with_t5),
         schedule=_flow_schedule(path) if flow else _schedule(path),
@@ -207,7 +207,7 @@ def single_file_kind(path: Path) -> Base:
     return kind
 
 
-def read_single_file(path: Path, kind: Base, config: Path, with_unet: bool) -> Parts:
+def read_single_file(path: Path, kind: Base, config: Path, with_network: bool) -> Parts:
     """Read a checkpoint in the original key layout.
 
     Args:
@@ -229,7 +229,7 @@ def read_single_file(path: Path, kind: Base, config: Path, with_unet: bool) -> P
     pipeline = StableDiffusionXLPipeline if kind is Base.SDXL else StableDiffusionPipeline
     given: dict[str, Any] = {"scheduler": None, "feature_extractor": None, "tokenizer": None}
     given |= {"tokenizer_2": None} if kind is Base.SDXL else {"safety_checker": None, "requires_safety_checker": False}
-    given |= {} if with_unet else {"unet": None}
+    given |= {} if with_network else {"unet": None}
     try:
         pipe = pipeline.from_single_file(str(path), config=str(config), local_files_only=True, **given)
         models = [getattr(pipe, name) for name in ("unet", "vae", *TEXT_ENCODERS[kind])]

@@ -162,13 +162,13 @@ def load_image_tower(path: Path) -> OpenClip | HuggingFaceImageTower:
     return load_open_clip(str(path))
 
 
-def load_encoders(paths: EncoderPaths, with_unet: bool = False) -> Encoders:
+def load_encoders(paths: EncoderPaths, with_network: bool = False) -> Encoders:
     """Load every frozen model in float32 on the CPU.
 
     Raises:
         ValueError: one of them is missing or of another kind; the sentence says which.
     """
-    base = load_base(paths.base, paths.base_config, with_unet)
+    base = load_base(paths.base, paths.base_config, with_network)
     image_tower = load_image_tower(paths.image_encoder)
     if paths.instruction_encoder == CLIP_L:
         return Encoders(base, image_tower, None)

@@ -139,8 +139,8 @@ def sample(
     Returns:
         Scaled latents [B, C, h, w].
     """
-    unet, rows = base.unet, list(coefficients)
-    device, dtype, batch = base.device, next(unet.parameters()).dtype, noise.shape[0]
+    rows = list(coefficients)
+    device, dtype, batch = base.device, next(base.network.parameters()).dtype, noise.shape[0]
     scheduler = _solver(base.schedule)
     scheduler.set_timesteps(steps, device=device)
     text = torch.cat([conditions[row].text for row in rows]).to(device, dtype)
@@ -164,7 +164,7 @@ def sample(
                 return_dict=False,
             )
             residuals = (down, middle)
-        parts = predict(unet, inputs, times, text, image, added, residuals).float().chunk(len(rows))
+        parts = predict(base.network, inputs, times, text, image, added, residuals).float().chunk(len(rows))
         prediction = combine(dict(zip(rows, parts, strict=True)), coefficients)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
     return latents

@@ -150,12 +150,12 @@ def _start_image_stream_layer(layer: Any, attention: Any, embedder: nn.Linear) -
     nn.init.zeros_(layer.to_v_ip.weight)
 
 
-def losses(unet: Any, adapter: nn.Module, schedule: Any, batch: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+def losses(network: Any, adapter: nn.Module, schedule: Any, batch: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     """Loss of each sample, [B] (Sec. 3.5: as IPAdapter): of the predicted noise, or of v where the base predicts that,
     or on SD3 and SD3.5 of the velocity (flow matching, Esser et al. 2024).
 
     Args:
-        unet: frozen, prepared by `network.prepare`.
+        network: frozen, prepared by `network.prepare`.
         adapter: a `TrainedAdapter`, wrapped or not.
         batch: ``latents``, ``noise`` [B, C, h, w], ``timestep`` [B], ``text``, ``image``, ``instruction``,
             ``prompt``, and beside SD1.5 ``added``, as `FrozenBase.added` gives it.
@@ -168,7 +168,7 @@ def losses(unet: Any, adapter: nn.Module, schedule: Any, batch: Mapping[str, Any
     def read(image: Sites | None) -> Tensor:
         text = batch["text"].to(dtype)
         with record_function("network"):
-            return predict(unet, mixed.latents.to(dtype), mixed.time, text, image, batch.get("added"))
+            return predict(network, mixed.latents.to(dtype), mixed.time, text, image, batch.get("added"))
 
-    prediction = adapter(*states, read=read) if is_joint(unet) else read(adapter(*states))
+    prediction = adapter(*states, read=read) if is_joint(network) else read(adapter(*states))
     return (prediction.float() - mixed.target).pow(2).mean(dim=(1, 2, 3))

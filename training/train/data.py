@@ -28,7 +28,7 @@ def load_data(config: TrainConfig, tally: Tally) -> tuple[FrozenBase, Encoders |
         instruction_encoder=config.instruction_encoder,
         base_config=config.base_config,
     )
-    encoders = load_encoders(paths, with_unet=True)
+    encoders = load_encoders(paths, with_network=True)
     made = (encoders.preprocess, config.resolution, load_bank())
     channels = encoders.base.latent_channels
     source = RawSource(config.data, "train", tally, *made, fixed_share, channels)
@@ -74,7 +74,7 @@ def identity(base: FrozenBase, encoders: Encoders | None, source: Source) -> dic
         assert isinstance(source, FeatureSource)
         behind = source.settings["encoders"]
     facts = {
-        "unet": fingerprint(base.unet),
+        "unet": fingerprint(base.network),
         "encoders": behind,
         "samples": dict(sorted(counts.items())),
         "shards": source.sha256,

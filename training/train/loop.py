@@ -130,7 +130,7 @@ class Trainer:
 
     def _prepare_models(self) -> TrainedAdapter:
         config, base, device = self.config, self.base, self.accelerator.device
-        layers = prepare(base.unet)
+        layers = prepare(base.network)
         adapter = start_adapter(
             config.start,
             config.projector,
@@ -139,20 +139,20 @@ class Trainer:
             base.kind,
             instruction_encoder(self.source, self.encoders),
             config.seed,
-            base.unet,
+            base.network,
         )
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         # diffusers' own `to` warns of layers that SD has not.
         move: Any = torch.nn.Module.to
-        move(base.unet, device, self.dtype, memory_format=layout)
+        move(base.network, device, self.dtype, memory_format=layout)
         if self.encoders is not None:
             self.encoders.to(device, self.dtype)
         else:
             base.vae.to(device)  # for validation pictures
         if config.gradient_checkpointing:
-            base.unet.enable_gradient_checkpointing()
-        self.unet = torch.compile(base.unet) if config.compile else base.unet
-        return TrainedAdapter(adapter.train(), embedding(base.unet))
+            base.network.enable_gradient_checkpointing()
+        self.network = torch.compile(base.network) if config.compile else base.network
+        return TrainedAdapter(adapter.train(), embedding(base.network))
 
     def train(self) -> None:
         """All steps that are left, with logs, validations and checkpoints between them."""
@@ -238,7 +238,7 @@ class Trainer:
                 with record_function("features"):
                     moved = self._on_device(batch)
                 with record_function("loss"):
-                    values = losses(self.unet, self.model, self.base.schedule, moved, self.dtype)
+                    values = losses(self.network, self.model, self.base.schedule, moved, self.dtype)
                 with record_function("gradients"):
                     accelerator.backward(values.mean())
                 with record_function("optimizer"):

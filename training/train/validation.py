@@ -131,7 +131,7 @@ class Validator:
         if self.encoders is not None:
             moved = encode_batch(self.encoders, moved)
         if "pooled" in moved:
-            moved["added"] = self.base.added(moved["pooled"], moved["latents"].shape[-1] * 8, self.base.unet.dtype)
+            moved["added"] = self.base.added(moved["pooled"], moved["latents"].shape[-1] * 8, self.base.network.dtype)
         return moved
 
     def _add_losses(self, part: Part, adapter: Adapter, draws: Sequence[Draw]) -> None:
@@ -155,8 +155,8 @@ class Validator:
         for start in range(0, len(draws), size):
             batch = self._batch(draws[start : start + size])
             tokens = adapter.image_proj(*(batch[name].to(parameter) for name in ("image", "instruction", "prompt")))
-            trained = TrainedAdapter(adapter, embedding(self.base.unet))
-            values = losses(self.base.unet, trained, self.base.schedule, batch, self.base.unet.dtype)
+            trained = TrainedAdapter(adapter, embedding(self.base.network))
+            values = losses(self.base.network, trained, self.base.schedule, batch, self.base.network.dtype)
             found.append((values, tokens))
         values, tokens = zip(*found, strict=True)
         return torch.cat(values), torch.cat(tokens)
@@ -166,7 +166,7 @@ class Validator:
         batch = self._batch(list(draws.values()))
         simple = not adapter.config.follows_instructions
         settings = Settings.of_task(task, self.base.kind, self.settings.steps, self.settings.text_scale, simple=simple)
-        conditions = conditionings(adapter, batch, self._rows(), settings, embedding(self.base.unet))
+        conditions = conditionings(adapter, batch, self._rows(), settings, embedding(self.base.network))
         noise = initial_noise([draw.noise_seed for draw in draws.values()], batch["latents"].shape[1:])
         latents = sample(self.base, conditions, settings.coefficients(), noise, settings.steps)
         made = to_pictures(self.base.decode(latents))

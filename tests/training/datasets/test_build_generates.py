@@ -49,7 +49,7 @@ def plain_adapter(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         "image_proj.norm.weight": torch.ones(WIDTH),
         "image_proj.norm.bias": torch.zeros(WIDTH),
     }
-    for number, width in cross_attentions(load_base(workshop / "base").unet):
+    for number, width in cross_attentions(load_base(workshop / "base").network):
         state |= {f"ip_adapter.{number}.to_{kind}_ip.weight": torch.randn(width, WIDTH) for kind in "kv"}
     path = tmp_path_factory.mktemp("adapter") / "ip-adapter.safetensors"
     save_file(state, path)

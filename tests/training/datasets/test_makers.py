@@ -142,7 +142,7 @@ def test_instant_style_is_diffusers_ip_adapter_in_the_style_block(models: Path, 
 def test_only_the_style_blocks_get_keys_and_values(models: Path, name: str, start: str) -> None:
     maker = style_maker(models, name, scale=0.25)
     embedding = maker.style_embedding(CONDITIONS, ["", ""])
-    names = [layer for layer in maker.base.unet.attn_processors if ".attn2." in layer]
+    names = [layer for layer in maker.base.network.attn_processors if ".attn2." in layer]
     whole = maker.adapter(embedding)
     found = maker.key_values(embedding)
     assert len(found) == len(names) == len(whole)

@@ -54,7 +54,7 @@ def outputs(base: FrozenBase) -> dict[str, torch.Tensor]:
     mean, deviation = base.latent_distribution(pixels)
     added = {} if text.pooled is None else {"text_embeds": text.pooled, "time_ids": base.size_condition(64, 3)}
     times = torch.tensor([3, 500, 999])
-    prediction = base.unet(latents, times, encoder_hidden_states=text.hidden, added_cond_kwargs=added).sample
+    prediction = base.network(latents, times, encoder_hidden_states=text.hidden, added_cond_kwargs=added).sample
     result = {"prediction": prediction, "mean": mean, "deviation": deviation, "decoded": base.decode(mean)}
     result |= {"hidden": text.hidden, "prompt": text.prompt}
     return result if text.pooled is None else {**result, "pooled": text.pooled}
@@ -74,13 +74,13 @@ def test_a_single_file_equals_its_folder(bases: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_identities_hold_for_every_format_and_precision(bases: Path, kind: str) -> None:
-    folder = load_base(bases / kind, with_unet=False)
-    assert folder.unet is None
+    folder = load_base(bases / kind, with_network=False)
+    assert folder.network is None
     expected = folder.identities()
     assert len(set(expected.values())) == {"sd15": 2, "sdxl": 3}[kind]
     for file in (kind, f"{kind}-half", f"{kind}-twin"):
-        base = load_base(bases / f"{file}.safetensors", bases / kind, with_unet=False)
-        assert base.unet is None and base.vae.dtype == torch.float32
+        base = load_base(bases / f"{file}.safetensors", bases / kind, with_network=False)
+        assert base.network is None and base.vae.dtype == torch.float32
         assert base.identities() == expected, file
     changed = next(folder.text_encoders[-1].parameters())
     changed.data[0, 0] += 0.01
@@ -91,7 +91,7 @@ def test_identities_hold_for_every_format_and_precision(bases: Path, kind: str) 
 def test_tokens_are_open_clips_with_each_encoders_padding(bases: Path, kind: str) -> None:
     from open_clip import tokenize
 
-    found = load_base(bases / kind, with_unet=False).tokens(PROMPTS)
+    found = load_base(bases / kind, with_network=False).tokens(PROMPTS)
     expected = tokenize(PROMPTS)
     ends = expected.argmax(dim=1, keepdim=True)
     assert ends.flatten().tolist() == [9, 1, 76]
@@ -135,11 +135,11 @@ def test_a_base_that_predicts_v_is_trained_on_velocity(bases: Path, tmp_path: Pa
     folder = shutil.copytree(bases / "sd15", tmp_path / "v")
     if marked_by == "scheduler":
         edit(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
-        base = load_base(folder, with_unet=False)
+        base = load_base(folder, with_network=False)
     else:
         state = load_file(bases / "sd15.safetensors")
         save_file({**state, "v_pred": torch.tensor([])}, tmp_path / "v.safetensors")
-        base = load_base(tmp_path / "v.safetensors", folder, with_unet=False)
+        base = load_base(tmp_path / "v.safetensors", folder, with_network=False)
     generator = torch.Generator().manual_seed(1)
     x, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -158,13 +158,13 @@ def test_a_base_that_predicts_v_is_trained_on_velocity(bases: Path, tmp_path: Pa
 def test_zero_terminal_noise_is_read_from_the_files_mark(bases: Path, tmp_path: Path) -> None:
     state = {**load_file(bases / "sdxl.safetensors"), "v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
     save_file(state, tmp_path / "z.safetensors")
-    schedule = load_base(tmp_path / "z.safetensors", bases / "sdxl", with_unet=False).schedule
+    schedule = load_base(tmp_path / "z.safetensors", bases / "sdxl", with_network=False).schedule
     assert schedule.config.prediction_type == "v_prediction"
     assert (
         schedule.alphas_cumprod[-1]
         < 1e-6
         < 4e-3
-        < load_base(bases / "sdxl", with_unet=False).schedule.alphas_cumprod[-1]
+        < load_base(bases / "sdxl", with_network=False).schedule.alphas_cumprod[-1]
     )
 
 

@@ -13,7 +13,7 @@ from training.frozen.unet import cross_attentions
 
 def plain_state(base: Path, embedding: int = OPEN_CLIP["embed_dim"], seed: int = 0) -> dict[str, torch.Tensor]:
     """A plain IPAdapter's weights, flat: one CLIP embedding becomes four tokens."""
-    unet = load_base(base).unet
+    unet = load_base(base).network
     width, generator = unet.config.cross_attention_dim, torch.Generator().manual_seed(seed)
     shapes = {"proj.weight": (4 * width, embedding), "proj.bias": (4 * width,), "norm.weight": (width,)}
     state = {f"image_proj.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}

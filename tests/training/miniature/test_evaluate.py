@@ -172,7 +172,7 @@ def _adapter(folder: Path, instructed: bool) -> Adapter:
         output_width=TEXT_WIDTH,
         instruction_width=clip.CONFIG["text_cfg"]["width"] if instructed else None,
         prompt_width=None,
-        layers=tuple(cross_attentions(load_base(folder / "expanded" / "diffusers").unet)),
+        layers=tuple(cross_attentions(load_base(folder / "expanded" / "diffusers").network)),
         base=Base.SD15,
         instruction_encoder=InstructionEncoder.OPEN_CLIP,
     )

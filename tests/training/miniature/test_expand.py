@@ -80,7 +80,7 @@ def test_the_host_codes_pictures_as_the_narrow_autoencoder(narrow: tuple, host: 
 def test_the_diffusers_folder_holds_the_same(narrow: tuple, tmp_path: Path) -> None:
     from training.frozen.base_files import read_folder
 
-    parts = read_folder(write.write_folder(tmp_path / "diffusers", *narrow), with_unet=True)
+    parts = read_folder(write.write_folder(tmp_path / "diffusers", *narrow), with_network=True)
     settings = json.loads((tmp_path / "diffusers" / "vae" / "config.json").read_text())
     known = inspect.signature(type(parts.vae).__init__).parameters
     assert {name for name in settings if name[0] != "_"} <= {*known}  # of others diffusers warns at each load
@@ -90,7 +90,7 @@ def test_the_diffusers_folder_holds_the_same(narrow: tuple, tmp_path: Path) -> N
     assert (text - model.read([TEXT])).abs().max() < 1e-5
     latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
     text = text.expand(2, -1, -1)
-    assert (parts.unet(latents, timesteps, text).sample - model(latents, timesteps, text)).abs().max() < 1e-5
+    assert (parts.network(latents, timesteps, text).sample - model(latents, timesteps, text)).abs().max() < 1e-5
     image = torch.rand(1, 3, 64, 64)
     found = parts.vae.encode(2 * image - 1).latents
     assert (found - coder.encode(image)).abs().max() < 1e-5 * found.abs().max().clamp(min=1)

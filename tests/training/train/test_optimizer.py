@@ -76,7 +76,7 @@ def test_the_new_layers_open_at_the_papers_rate(small_world: Path) -> None:
     SD1.5's are nobody knows.
     """
     base = load_base(small_world / "diffusers")
-    layers = prepare_unet(base.unet)
+    layers = prepare_unet(base.network)
     source = FeatureSource(small_world / "features", "train", Tally(0.0), 1.0)
     draws = Draws(0, source.by_task, dict.fromkeys(source.by_task, 1.0), Dropout(**NO_DROPOUT))
     drawn = Drawn(source, draws)
@@ -89,7 +89,7 @@ def test_the_new_layers_open_at_the_papers_rate(small_world: Path) -> None:
         adapter = start_adapter(start, "paper", state_widths(source, None), layers, base.kind, OPEN_CLIP, seed=0)
         model = TrainedAdapter(adapter)
         given = Given(model(*states))
-        losses(base.unet, given, base.schedule, batch, torch.float32).mean().backward()
+        losses(base.network, given, base.schedule, batch, torch.float32).mean().backward()
         gradients = [part.grad for part in given.parts]
         torch.autograd.backward([part for pair in model(*states) for part in pair], gradients)
         first = adapter.image_proj.new_input_layers[0][0].to_out.weight.grad.pow(2).mean().sqrt()

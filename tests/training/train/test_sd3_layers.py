@@ -37,15 +37,15 @@ def base(request: pytest.FixtureRequest, folders: dict[str, Path]) -> FrozenBase
 
 
 def start(base: FrozenBase, file: Path | None = None) -> TrainedAdapter:
-    layers = prepare(base.unet)
+    layers = prepare(base.network)
     assert [number for number, _ in layers] == [0, 2]
     small = replace(trained.SCRATCH[base.kind], width=64, heads=1, depth=1, token_count=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(trained.SCRATCH, base.kind, small)
         adapter = start_adapter(
-            file, "released", WIDTHS, layers, base.kind, InstructionEncoder.CLIP_L, seed=0, network=base.unet
+            file, "released", WIDTHS, layers, base.kind, InstructionEncoder.CLIP_L, seed=0, network=base.network
         )
-    return TrainedAdapter(adapter, embedding(base.unet))
+    return TrainedAdapter(adapter, embedding(base.network))
 
 
 def batch_of(base: FrozenBase) -> dict:
@@ -92,15 +92,15 @@ def test_the_loss_is_flow_matching(folders: dict[str, Path], base: FrozenBase) -
     with torch.no_grad():
         velocity = plain(noisy, batch["text"], batch["added"]["pooled_projections"], 1000 * share).sample
         expected = (velocity - (batch["noise"] - batch["latents"])).pow(2).mean(dim=(1, 2, 3))
-        at_the_start = losses(base.unet, start(base), base.schedule, batch, torch.float32)
-        found = losses(base.unet, NoAdapter(), base.schedule, batch, torch.float32)
+        at_the_start = losses(base.network, start(base), base.schedule, batch, torch.float32)
+        found = losses(base.network, NoAdapter(), base.schedule, batch, torch.float32)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(at_the_start, found), "an adapter that has learned nothing adds something"
 
 
 def gradients(base: FrozenBase, model: TrainedAdapter, batch: dict) -> dict[str, torch.Tensor | None]:
     model.zero_grad()
-    losses(base.unet, model, base.schedule, batch, torch.float32).mean().backward()
+    losses(base.network, model, base.schedule, batch, torch.float32).mean().backward()
     return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -117,9 +117,9 @@ def test_first_what_is_zero_learns_and_then_all_that_is_read(base: FrozenBase) -
     still = {name for name, gradient in second.items() if gradient is None or gradient.abs().max() == 0}
     assert {name for name in still if name.startswith("adapter.ip_adapter")} == DEAD[kind]
     assert second["adapter.image_proj.latents"].abs().max() > 0
-    checkpointed = replace(base, unet=copy.deepcopy(base.unet))
-    checkpointed.unet.enable_gradient_checkpointing()
-    checkpointed.unet.train()
+    checkpointed = replace(base, network=copy.deepcopy(base.network))
+    checkpointed.network.enable_gradient_checkpointing()
+    checkpointed.network.train()
     for name, gradient in gradients(checkpointed, model, batch).items():
         if gradient is not None:
             torch.testing.assert_close(gradient, second[name], rtol=1e-5, atol=1e-8)
@@ -129,7 +129,7 @@ def test_keys_are_at_first_those_of_text(folders: dict[str, Path]) -> None:
     """SD3.5's: what the block's own text attention makes of the same tokens, but for the text's biases."""
     base = load_base(folders["sd35"])
     model, tokens = start(base), torch.randn(1, 4, T5_WIDTH)
-    embedder, attention = base.unet.context_embedder, base.unet.transformer_blocks[2].attn
+    embedder, attention = base.network.context_embedder, base.network.transformer_blocks[2].attn
     with torch.no_grad():
         keys, values = model.adapter.layers[1](tokens)
         of_text = (tokens @ embedder.weight.T) @ attention.add_k_proj.weight.T
@@ -143,7 +143,7 @@ def test_a_start_of_the_other_family_is_refused(folders: dict[str, Path], tmp_pa
     file = save_sd3_start(tmp_path / "start.safetensors", folders[other])
     base = load_base(folders[next(name for name in KINDS if name != other)])
     adapter = load(file)
-    layers = tuple(prepare(base.unet))
+    layers = tuple(prepare(base.network))
     wide = trained.Adapter(replace(adapter.config, layers=layers))
     save(file, wide)
     with pytest.raises(ValueError) as caught:

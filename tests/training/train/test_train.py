@@ -64,7 +64,7 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("projector", ["paper", "released"])
 def test_every_weight_learns_and_the_base_stays(workshop: Path, tmp_path: Path, projector: str) -> None:
     trainer = made(workshop, tmp_path / "run", projector=projector, steps=4, learning_rate=0.01)
-    frozen = {"unet": trainer.base.unet, "vae": trainer.base.vae, "text": trainer.base.text_encoders[0]}
+    frozen = {"unet": trainer.base.network, "vae": trainer.base.vae, "text": trainer.base.text_encoders[0]}
     before = {name: {k: v.clone() for k, v in model.state_dict().items()} for name, model in frozen.items()}
     largest: Counter[str] = Counter()
     for name, parameter in trainer.model.named_parameters():
@@ -127,7 +127,7 @@ def test_gradient_checkpointing_computes_twice_and_changes_nothing(workshop: Pat
     calls, found = {}, {}
     for asked in (False, True):
         trainer = made(workshop, tmp_path / str(asked), gradient_checkpointing=asked, steps=2, micro_batch_size=8)
-        block = trainer.base.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+        block = trainer.base.network.down_blocks[0].attentions[0].transformer_blocks[0].attn2
         seen: list[int] = []
         block.register_forward_hook(lambda *_, seen=seen: seen.append(1))
         trainer.train()

@@ -66,10 +66,10 @@ class Generator:
                 "one of these."
             )
         self.coefficients = simple_coefficients(settings.guidance)
-        self.layers = prepare_unet(self.base.unet)
+        self.layers = prepare_unet(self.base.network)
         dtype = torch.float16 if torch.cuda.is_available() else torch.float32
         self.base.vae.to(self.device)
-        for model in (self.base.unet, *self.base.text_encoders):
+        for model in (self.base.network, *self.base.text_encoders):
             model.to(self.device, dtype)
 
     @torch.inference_mode()
@@ -116,7 +116,7 @@ class InstantStyleMaker(Generator):
                 f"{name} reads embeddings {self.adapter.embedding_width} wide, {settings.image_encoder.name} gives "
                 f"{width}; take the image encoder that it was trained with."
             )
-        names = [name for name in self.base.unet.attn_processors if "attn2" in name]
+        names = [name for name in self.base.network.attn_processors if "attn2" in name]
         self.in_style_block = [name.startswith(STYLE_BLOCKS[self.base.kind]) for name in names]
         if not any(self.in_style_block):
             block = STYLE_BLOCKS[self.base.kind][0]
@@ -157,7 +157,7 @@ class ScribbleMaker(Generator):
         super().__init__(settings)
         network = read_whole(ControlNetModel, settings.controlnet, "a diffusers ControlNet")
         self.scale = settings.scale
-        self.controlnet = network.requires_grad_(False).eval().to(self.device, self.base.unet.dtype)
+        self.controlnet = network.requires_grad_(False).eval().to(self.device, self.base.network.dtype)
 
     def __call__(
         self, conditions: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int], contents: Sequence[str]

@@ -63,7 +63,7 @@ class Models:
     def identities(self) -> dict[str, str]:
         """A hash of each frozen model."""
         base = self.any_encoders.base
-        own = {"unet": fingerprint(base.unet), "oracle": fingerprint(self.oracle)}
+        own = {"unet": fingerprint(base.network), "oracle": fingerprint(self.oracle)}
         return {**own, **self.encoders[InstructionEncoder.OPEN_CLIP].identities()}
 
 
@@ -81,10 +81,10 @@ def load_models(rows: Mapping[str, str], folder: Path, device: torch.device) -> 
     """
     clip = folder / "open_clip" / "miniature-clip.safetensors"
     paths = EncoderPaths(base=folder / "diffusers", image_encoder=clip, instruction_encoder=str(clip))
-    both = load_encoders(paths, with_unet=True)
-    layers = prepare_unet(both.base.unet)
+    both = load_encoders(paths, with_network=True)
+    layers = prepare_unet(both.base.network)
     both.to(device)
-    both.base.unet.to(device, memory_format=torch.channels_last)
+    both.base.network.to(device, memory_format=torch.channels_last)
     encoders = {
         InstructionEncoder.OPEN_CLIP: both,
         InstructionEncoder.CLIP_L: Encoders(both.base, both.image_tower, None),
