@@ -73,7 +73,7 @@ def test_names_size_pictures_and_words_are_all_that_differs(graphs: dict[str, Gr
         ("PrimitiveStringMultiline", "value", ""),
         ("IPAdapterInstructEncode", "prompt", condition.prompt),
         ("IPAdapterInstructEncode", "negative_prompt", ""),
-        ("IPAdapterInstructEncode", "subject", condition.factors.subject),
+        ("IPAdapterInstructAllTasks", "subject", condition.factors.subject),
     }
     assert found >= words
     assert {value for _, _, value in found - words} == set(FILE_NAMES.values())

@@ -105,10 +105,13 @@ def save_pictures(folder: Path, pictures: dict[str, Image.Image]) -> list[Path]:
 
 def planned(condition: Condition, graph: Graph) -> list[Picture]:
     """A condition under plain IPAdapter+ and under each instruction."""
-    return [
-        Picture(f"{condition.name}_{column}", saving(fitted(graph, condition), f"own_adapter_{column}"))
-        for column in (PLAIN, *condition.tasks)
-    ]
+    graph = fitted(graph, condition)
+    pictures = [Picture(f"{condition.name}_{PLAIN}", saving(graph, "own_adapter_plain"))]
+    for column in condition.tasks:
+        ticks = {task.value: task.value == column for task in Task}
+        one = saving(with_inputs(graph, {"IPAdapterInstructAllTasks": ticks}), "own_adapter")
+        pictures.append(Picture(f"{condition.name}_{column}", one))
+    return pictures
 
 
 def fitted(graph: Graph, condition: Condition, prompt: str = "") -> Graph:

@@ -19,7 +19,7 @@ from tools.host.server import ComfyServer
 from tools.workflows.canvas import Json
 from tools.workflows.files import PLACES
 from tools.workflows.hint_pictures import INPUTS, SCRIBBLE
-from tools.workflows.shipped import FIVE_TASKS, GRAPHS, WORKFLOWS
+from tools.workflows.shipped import GRAPHS, WORKFLOWS
 from training.miniature.expand.write import write_models
 
 from .conditions import BOAT, CAT, FISH, OLD_WOMAN, Condition, enlarged, fitted, on_an_own_adapter
@@ -30,7 +30,11 @@ from .miniature import DRAWN_PROMPT, LORA_PROMPT, drawing
 WIDTH, MARGIN, QUALITY = 1280, 24, 80  # at most; around a graph
 FOOT_SIZE, PATIENCE_S = 14, 600
 FOOT = "By the miniature: small models of a small drawn world."
-SHEETS = {"one_picture_five_instructions", "where_it_looked"}  # whose result is a labelled sheet already
+SHEETS = {
+    "one_picture_five_instructions",
+    "where_it_looked",
+    "own_adapter_five_instructions",
+}  # whose result is a labelled sheet already
 CHANGED = "changed.png"
 
 
@@ -74,7 +78,7 @@ EXAMPLES = {
     "where_it_looked": Example(FISH),
     "inpainting_with_mask": Example(BOAT, second=("Picture to change", with_hole(CAT.picture)), replaces=CHANGED),
     "upscale_pass": Example(BOAT),
-    "own_adapter_five_instructions": Example(BOAT, results=("Plain IPAdapter+", *map(str.capitalize, FIVE_TASKS))),
+    "own_adapter_five_instructions": Example(BOAT),
     "own_adapter_style_with_scribble_controlnet": SCRIBBLED,
     "own_adapter_composition_with_lora": Example(BOAT, LORA_PROMPT),
 }
@@ -97,7 +101,7 @@ def results_of(server: ComfyServer, name: str, schemas: Json) -> list[Image.Imag
     if example.second:
         example.second[1].save(server.base / "input" / example.replaces)
     made = [Image.fromarray(np.round(pixels * 255).astype(np.uint8)) for pixels in server.run(graph, PATIENCE_S)]
-    return made[-len(example.results) :]
+    return [max(made, key=lambda one: one.width)] if name in SHEETS else made[-len(example.results) :]
 
 
 def thumbnail(name: str, made: list[Image.Image]) -> Image.Image:

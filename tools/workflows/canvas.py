@@ -107,59 +107,36 @@ class Canvas:
         self._links: list[list[Any]] = []
         self._groups: list[Json] = []
         self._rows: dict[tuple[int, int], float] = {}  # of inputs, by node and slot
-        self._x, self._y, self._top, self._width = 0, 0, 0, 0
+        self._x, self._y, self._width = 0, 0, 0
 
     @contextmanager
     def column(self, title: str, colour: str, width: int, below: bool = False) -> Iterator[None]:
         """A group whose nodes are stacked, right of the last column or ``below`` it."""
+        top = 0
         if below:
-            left, top, previous_width, previous_height = self._groups[-1]["bounding"]
-            self._x, top = left, top + previous_height + GROUP_GAP
-            width = previous_width - 2 * GROUP_PADDING
-        else:
-            top = self._top
+            self._x, above, previous_width, previous_height = self._groups[-1]["bounding"]
+            top, width = above + previous_height + GROUP_GAP, previous_width - 2 * GROUP_PADDING
         first, self._y, self._width = len(self._nodes), top + GROUP_TITLE + TITLE, width
         self._x += GROUP_PADDING
         yield
-        self._close_group(title, colour, first, top, width)
-        self._x += width + GROUP_PADDING + GROUP_GAP
-
-    @contextmanager
-    def row(self, title: str, colour: str) -> Iterator[None]:
-        """A group whose nodes stand side by side; the next one starts below it."""
-        first, left, top, self._y = len(self._nodes), self._x, self._top, self._top + GROUP_TITLE + TITLE
-        self._width = 0
-        self._x += GROUP_PADDING
-        yield
-        width = self._x - GAP - left - GROUP_PADDING
-        self._x = left + GROUP_PADDING
-        self._top += self._close_group(title, colour, first, top, width) + GROUP_GAP
-        self._x = left
-
-    def _close_group(self, title: str, colour: str, first: int, top: int, width: int) -> int:
-        """Draw a group round the nodes from ``first`` on; returns its height."""
-        bottom = max(node["pos"][1] + (0 if node["flags"] else node["size"][1]) for node in self._nodes[first:])
-        height = bottom + GROWTH - top + GROUP_PADDING
+        height = max(node["pos"][1] + node["size"][1] for node in self._nodes[first:]) + GROWTH - top + GROUP_PADDING
         bounding = [self._x - GROUP_PADDING, top, width + 2 * GROUP_PADDING, height]
         group = {"id": len(self._groups) + 1, "title": title, "bounding": bounding, "color": GROUP_COLOURS[colour]}
         self._groups.append({**group, "font_size": 24, "flags": {}})
-        return height
+        self._x += width + GROUP_PADDING + GROUP_GAP
 
     def node(
         self,
         kind: str,
         title: str = "",
-        wide: int = 0,
         tall: int = 0,
-        collapsed: bool = False,
         models: Json | None = None,
         **given: Any,
     ) -> Node:
-        """Place a node: in a column below the last one, in a row (which gives a width) to its right.
+        """Place a node in the column, below the last one.
 
         Args:
             tall: more than its slots and widgets need, e.g. for a picture.
-            collapsed: show the title only, for a node without anything to set.
             models: metadata of the file that it loads, so that the page can offer it.
             given: an Output for a link, anything else for a widget; the host's default where nothing is given.
         """
@@ -174,7 +151,7 @@ class Canvas:
         slots = SLOT * max(len(sockets), len(schema["output"]))
         needed = slots + sum(widget.height for widget in widgets) + MARGIN + (BADGE if ours else 0)
         placed = {
-            **self._frame(kind, title, wide, max(needed, tall), collapsed),
+            **self._frame(kind, title, max(needed, tall)),
             "inputs": [self._input(number, slot, d, given) for slot, d in enumerate([*sockets, *widgets])],
             "outputs": [
                 {"name": name, "type": output, "links": []}
@@ -205,28 +182,21 @@ class Canvas:
         letters = self._width / NOTE_LETTER
         lines = [(math.ceil(max(len(line), 1) / letters), line[:1] in ("-", "*")) for line in text.splitlines()]
         height = sum(count * (NOTE_ITEM if item else NOTE_LINE) for count, item in lines)
-        frame = self._frame("MarkdownNote", title, 0, NOTE_MARGIN + height)
+        frame = self._frame("MarkdownNote", title, NOTE_MARGIN + height)
         empty = {"inputs": [], "outputs": [], "properties": {}}
         self._nodes.append({**frame, **empty, "widgets_values": [text], **NOTE_COLOURS})
 
-    def space(self, width: int) -> None:
-        """Leave room for links before the next group."""
-        self._x += width
-
-    def _frame(self, kind: str, title: str, width: int, height: int, collapsed: bool = False) -> Json:
+    def _frame(self, kind: str, title: str, height: int) -> Json:
         frame = {
             "id": len(self._nodes) + 1,
             "type": kind,
             "pos": [self._x, self._y],
-            "size": [width or self._width, height],
-            "flags": {"collapsed": True} if collapsed else {},
+            "size": [self._width, height],
+            "flags": {},
             "order": len(self._nodes),
             "mode": 0,
         }
-        if self._width:
-            self._y += (0 if collapsed else height) + TITLE + GAP
-        else:
-            self._x += width + GAP
+        self._y += height + TITLE + GAP
         return frame | ({"title": title} if title else {})
 
     def _input(self, node: int, slot: int, declared: _Input, given: Json) -> Json:

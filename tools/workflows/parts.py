@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .canvas import PICTURE_HEIGHT, Canvas, Output
+from .canvas import PICTURE_HEIGHT, Canvas, Node, Output
 from .files import (
     ADAPTER,
     ADAPTERS_HUB,
@@ -33,6 +33,8 @@ REFERENCE = "astronaut.png"
 SIZE = 512
 NEGATIVE = "blurry, low quality, deformed, watermark"
 READING_WIDTH, LOADER_WIDTH, TEXT_WIDTH, NODE_WIDTH, RESULT = 420, 400, 340, 320, 440
+
+Prompts = tuple[Output | str, Output | str]  # the prompt and the negative one, typed or from another node
 
 
 class Models(NamedTuple):
@@ -204,7 +206,7 @@ def typed_once(canvas: Canvas, prompt: str, below: bool = False) -> tuple[Output
 def take_from_picture(
     canvas: Canvas,
     models: Models,
-    prompts: tuple[Output | str, Output | str] | str,
+    prompts: Prompts | str,
     image: Output,
     task: str,
     subject: str = "",
@@ -216,37 +218,33 @@ def take_from_picture(
 
 
 def apply_instruction(
-    canvas: Canvas,
-    models: Models,
-    prompts: tuple[Output | str, Output | str],
-    task: str,
-    subject: str,
-    image: Output,
-    wide: int = 0,
+    canvas: Canvas, models: Models, prompts: Prompts, task: str, subject: str, image: Output
 ) -> Adapted:
-    instruction = canvas.node(
+    return apply_picture(canvas, models, encode_instruction(canvas, models, prompts, task, subject), image)
+
+
+def encode_instruction(canvas: Canvas, models: Models, prompts: Prompts, task: str, subject: str = "") -> Node:
+    return canvas.node(
         "IPAdapterInstructEncode",
-        wide=wide,
         task=task,
         subject=subject,
         prompt=prompts[0],
         negative_prompt=prompts[1],
         **models.readers,
     )
-    model = apply_picture(canvas, models, instruction["instruction"], image, wide)
-    return Adapted(model, instruction["positive"], instruction["negative"])
 
 
-def apply_picture(canvas: Canvas, models: Models, instruction: Output, image: Output, wide: int = 0) -> Output:
-    return canvas.node(
+def apply_picture(canvas: Canvas, models: Models, words: Node, image: Output) -> Adapted:
+    """``words``: what encodes an instruction, or several, with their prompts."""
+    applied = canvas.node(
         "IPAdapterInstructApply",
-        wide=wide,
         model=models.model,
         adapter=models.adapter,
-        instruction=instruction,
+        instruction=words["instruction"],
         clip_vision=models.vision,
         image=image,
-    ).only
+    )
+    return Adapted(applied.only, words["positive"], words["negative"])
 
 
 def make_picture(
@@ -269,14 +267,12 @@ def sample(
     adapted: Adapted,
     latent: Output,
     after: str,
-    wide: int = 0,
     sampling: Sampling = SD15_SAMPLING,
     denoise: float = 1.0,
 ) -> Output:
     """The host's own sampler; ``after`` says what becomes of the seed once a picture is made."""
     return canvas.node(
         "KSampler",
-        wide=wide,
         model=adapted.model,
         positive=adapted.positive,
         negative=adapted.negative,
@@ -291,5 +287,5 @@ def sample(
     ).only
 
 
-def save(canvas: Canvas, images: Output, prefix: str, wide: int = 0, tall: int = PICTURE_HEIGHT) -> None:
-    canvas.node("SaveImage", wide=wide, tall=tall, images=images, filename_prefix=prefix)
+def save(canvas: Canvas, images: Output, prefix: str, tall: int = PICTURE_HEIGHT) -> None:
+    canvas.node("SaveImage", tall=tall, images=images, filename_prefix=prefix)

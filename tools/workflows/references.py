@@ -18,6 +18,7 @@ from .parts import (
     Adapted,
     Models,
     apply_instruction,
+    encode_instruction,
     load_picture,
     load_released,
     make_picture,
@@ -45,10 +46,10 @@ full strength.
     with canvas.column("Second picture", "adapter", LOADER_WIDTH, below=True):
         second = load_picture(canvas, "Composition of this", SCRIBBLE)
     with canvas.column("First role", "adapter", TEXT_WIDTH):
-        face = instruction(canvas, models, "face", prompts)
+        face = encode_instruction(canvas, models, prompts, "face")
         first = encode(canvas, models, face["instruction"], image)
     with canvas.column("Second role", "adapter", TEXT_WIDTH):
-        layout = instruction(canvas, models, "composition", prompts)
+        layout = encode_instruction(canvas, models, prompts, "composition")
         other = encode(canvas, models, layout["instruction"], second)
     with canvas.column("Both", "adapter", NODE_WIDTH):
         both = canvas.node("IPAdapterInstructCombineReferences", reference_1=first, reference_2=other).only
@@ -67,10 +68,10 @@ prompt's own style comes through.
     models, image = start(canvas, about)
     prompts = typed_once(canvas, "portrait of an astronaut in front of a space shuttle, woodcut")
     with canvas.column("What to take", "adapter", TEXT_WIDTH):
-        wanted = instruction(canvas, models, "everything", prompts)
+        wanted = encode_instruction(canvas, models, prompts, "everything")
         reference = encode(canvas, models, wanted["instruction"], image)
     with canvas.column("What to keep away from", "adapter", TEXT_WIDTH):
-        unwanted = instruction(canvas, models, "style", prompts)
+        unwanted = encode_instruction(canvas, models, prompts, "style")
         away = encode(canvas, models, unwanted["instruction"], image)
     with canvas.column("Apply", "adapter", NODE_WIDTH):
         applied = apply_reference(canvas, models, reference, negative_reference=away)
@@ -85,7 +86,7 @@ Reference* in place of *Encode Reference*: it needs neither the picture nor Load
 """
     models, image = start(canvas, about)
     with canvas.column("What to take, and the prompts", "adapter", TEXT_WIDTH):
-        words = instruction(canvas, models, "style", ("a red fox sitting in a forest", NEGATIVE))
+        words = encode_instruction(canvas, models, ("a red fox sitting in a forest", NEGATIVE), "style")
         reference = encode(canvas, models, words["instruction"], image)
     with canvas.column("Keep it, and apply it", "adapter", NODE_WIDTH):
         canvas.node("IPAdapterInstructSaveReference", reference=reference, filename_prefix="astronaut_style")
@@ -129,7 +130,7 @@ click on *Picture to change*) and paint what is to be replaced.
     with canvas.column("Picture to change", "control", LOADER_WIDTH):
         changed = canvas.node("LoadImage", title="Picture to change", tall=PICTURE_HEIGHT, image=REFERENCE)
     with canvas.column("What to take, and the prompts", "adapter", TEXT_WIDTH):
-        words = instruction(canvas, models, "style", ("a window with a view of the sea", NEGATIVE))
+        words = encode_instruction(canvas, models, ("a window with a view of the sea", NEGATIVE), "style")
         reference = encode(canvas, models, words["instruction"], image)
         applied = apply_reference(canvas, models, reference, mask=changed["MASK"])
     with canvas.column("Sampling", "picture", NODE_WIDTH):
@@ -169,14 +170,6 @@ def start(canvas: Canvas, about: str) -> tuple[Models, Output]:
     with canvas.column("Models", "models", LOADER_WIDTH):
         models = load_released(canvas)
     return models, reference_picture(canvas)
-
-
-def instruction(
-    canvas: Canvas, models: Models, task: str, prompts: tuple[Output | str, Output | str]
-) -> dict[str, Output]:
-    return canvas.node(
-        "IPAdapterInstructEncode", task=task, prompt=prompts[0], negative_prompt=prompts[1], **models.readers
-    ).outputs
 
 
 def encode(canvas: Canvas, models: Models, words: Output, image: Output) -> Output:

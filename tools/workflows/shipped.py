@@ -12,7 +12,7 @@ from pathlib import Path
 from tools.host.server import ComfyServer
 
 from .blueprints import build_blueprints
-from .canvas import Canvas, Json
+from .canvas import Canvas, Json, Node, Output
 from .files import (
     CONTROL_FILES,
     FILES,
@@ -39,8 +39,11 @@ from .parts import (
     SIZE,
     TEXT_WIDTH,
     Adapted,
+    Models,
+    Prompts,
     apply_instruction,
     apply_picture,
+    encode_instruction,
     load_own,
     load_picture,
     load_released,
@@ -66,7 +69,6 @@ from .references import (
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 SUBGRAPHS = WORKFLOWS.parent / "subgraphs"
-FIVE_TASKS = ("everything", "style", "composition", "object", "face")
 FIVE_PROMPT, FIVE_SUBJECT = "a woman reading in a library, oil painting", "orange space suit"
 
 
@@ -169,55 +171,71 @@ the nodes after it run once for each. This shows at a glance what each of them t
         models = load_released(canvas)
     image = reference_picture(canvas)
     with canvas.column("All instructions", "adapter", TEXT_WIDTH):
-        tasks = canvas.node(
-            "IPAdapterInstructAllTasks",
-            subject=FIVE_SUBJECT,
-            prompt=FIVE_PROMPT,
-            negative_prompt=NEGATIVE,
-            **models.readers,
-        )
+        tasks = all_tasks(canvas, models, (FIVE_PROMPT, NEGATIVE))
     with canvas.column("Once for each", "adapter", NODE_WIDTH):
-        adapted = Adapted(
-            apply_picture(canvas, models, tasks["instruction"], image), tasks["positive"], tasks["negative"]
-        )
+        adapted = apply_picture(canvas, models, tasks, image)
         latent = canvas.node("EmptyLatentImage", width=SIZE, height=SIZE).only
     with canvas.column("Sampling", "picture", NODE_WIDTH):
-        sampled = sample(canvas, adapted, latent, "fixed")
-        decoded = canvas.node("VAEDecode", samples=sampled, vae=models.vae)
+        pictures = sample_fixed(canvas, models, adapted, latent)
     with canvas.column("Result", "picture", 2 * RESULT):
-        sheet = canvas.node("IPAdapterInstructLabelSheet", images=decoded.only, label=tasks["label"], reference=image)
-        save(canvas, sheet.only, "five_instructions", tall=RESULT)
+        save(canvas, labelled(canvas, pictures, tasks, image), "five_instructions", tall=RESULT)
+
+
+def all_tasks(canvas: Canvas, models: Models, prompts: Prompts) -> Node:
+    return canvas.node(
+        "IPAdapterInstructAllTasks",
+        subject=FIVE_SUBJECT,
+        prompt=prompts[0],
+        negative_prompt=prompts[1],
+        **models.readers,
+    )
+
+
+def sample_fixed(canvas: Canvas, models: Models, adapted: Adapted, latent: Output) -> Output:
+    sampled = sample(canvas, adapted, latent, "fixed")
+    return canvas.node("VAEDecode", samples=sampled, vae=models.vae).only
+
+
+def labelled(canvas: Canvas, pictures: Output, tasks: Node, image: Output) -> Output:
+    return canvas.node("IPAdapterInstructLabelSheet", images=pictures, label=tasks["label"], reference=image).only
 
 
 def own_adapter_five_instructions(canvas: Canvas) -> None:
     about = """\
 ## Your own adapter: one picture, five instructions
 For an adapter that you trained as the paper did: one OpenCLIP model reads both the picture and the instruction. The \
-same reference, prompt and seed under each task; above them a plain IPAdapter+, which reads no instruction and takes \
-the whole picture.
+same reference, prompt and seed under each task, in the upper lane; in the lower one a plain IPAdapter+, which reads \
+no instruction and takes the whole picture.
 
 **Try:** a plain adapter that was trained on the same pictures as yours: training's *--projector ip-adapter-plus*.
 """
     notes(canvas, about, OWN_FILES + PLAIN_FILES + PICTURES)
     with canvas.column("Models", "models", LOADER_WIDTH):
         models = load_own(canvas)
-        plain = canvas.node(
+        loaded = canvas.node(
             "IPAdapterInstructModelLoader", title="Load the plain IPAdapter+", adapter_name=PLAIN_ADAPTER
         )
-    image = reference_picture(canvas)
+    plain = models._replace(adapter=loaded.only)
     prompts = typed_once(canvas, FIVE_PROMPT)
-    with canvas.column("Size", "picture", TEXT_WIDTH, below=True):
+    image = reference_picture(canvas)
+    with canvas.column("All instructions", "adapter", TEXT_WIDTH):
+        tasks = all_tasks(canvas, models, prompts)
+    with canvas.column("No instruction", "control", TEXT_WIDTH, below=True):
+        read = encode_instruction(canvas, plain, prompts, "everything")
+    with canvas.column("Once for each", "adapter", NODE_WIDTH):
+        adapted = apply_picture(canvas, models, tasks, image)
         latent = canvas.node("EmptyLatentImage", width=SIZE, height=SIZE).only
-    canvas.space(120)
-    branches = {"plain": ("Plain IPAdapter+", models._replace(adapter=plain.only), "everything")}
-    branches |= {task: (task.capitalize(), models, task) for task in FIVE_TASKS}
-    for name, (title, loaded, task) in branches.items():
-        with canvas.row(title, "adapter"):
-            subject = FIVE_SUBJECT if task == "object" else ""
-            adapted = apply_instruction(canvas, loaded, prompts, task, subject, image, NODE_WIDTH)
-            sampled = sample(canvas, adapted, latent, "fixed", NODE_WIDTH)
-            decoded = canvas.node("VAEDecode", wide=200, samples=sampled, vae=models.vae)
-            save(canvas, decoded.only, f"own_adapter_{name}", NODE_WIDTH)
+    with canvas.column("Plain IPAdapter+", "control", NODE_WIDTH, below=True):
+        whole = apply_picture(canvas, plain, read, image)
+    with canvas.column("Sampling", "picture", NODE_WIDTH):
+        pictures = sample_fixed(canvas, models, adapted, latent)
+    with canvas.column("Sampling", "picture", NODE_WIDTH, below=True):
+        picture = sample_fixed(canvas, models, whole, latent)
+    with canvas.column("Results", "picture", 2 * RESULT):
+        save(canvas, labelled(canvas, pictures, tasks, image), "own_adapter_five_instructions", tall=RESULT)
+        save(canvas, pictures, "own_adapter")
+    with canvas.column("Result", "picture", 2 * RESULT, below=True):
+        save(canvas, picture, "own_adapter_plain")
 
 
 def own_adapter_style_with_scribble_controlnet(canvas: Canvas) -> None:
