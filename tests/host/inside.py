@@ -1,6 +1,7 @@
 """The real host inside the test's own process, for what a graph over HTTP cannot show: its model classes,
 samplers, clones and memory. Import it before anything of `comfy`."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -34,4 +35,5 @@ def start() -> Any:
     sys.modules[PACK] = pack
     spec.loader.exec_module(pack)
     importlib.import_module(f"{PACK}.nodes")
+    gc.freeze()  # the host collects garbage often, and millions of objects of what was imported are none
     return pack
