@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -98,6 +99,19 @@ class ModelCall:
             run.warn("A tiling model wrapper hides where its tiles lie, so the mask is put over each tile whole.")
         self._sigmas: Tensor | None = None
         self._sigma: float | None = None
+
+    @cached_property
+    def structure(self) -> str:
+        """What a compiled graph of this call depends on beside the sizes of the model's inputs: who acts, by how many
+        tokens, with a mask, a curve, a bias of the tokens."""
+        parts = zip(self.acting, self._pictures, self._curves, strict=True)
+        return "_".join(
+            "off"
+            if acting is None
+            else f"{acting.key_values[0][0].shape[2]}{'m' * (mask is not None)}"
+            f"{'c' * (curve is not None)}{'b' * (acting.bias is not None)}"
+            for acting, mask, curve in parts
+        )
 
     def at(self, sigmas: Tensor | None) -> ModelCall:
         self._sigmas, self._sigma = sigmas, None

@@ -5,15 +5,17 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .application import CHAIN, Application
 from .run import RUN, SamplingRun
 from .sites import compute_dtype
-from .slots import CALL
+from .slots import CALL, shared_slots
 from .three_way import evaluate_three_way
 
 ACTIVE = "ipadapter_instruct_active"
+COMPILED = "torch.compile"  # the host's key of the wrapper that swaps in the compiled model
 
 
 def start_run(executor: Callable, guider: Any, sigmas: Tensor, extra_args: dict, *args: Any, **kwargs: Any) -> Any:
@@ -57,10 +59,18 @@ def call_model(
     transformer_options: dict[str, Any] = {},
     **kwargs: Any,
 ) -> Tensor:
-    """Around the model: tells the slots which rows this batch holds."""
+    """Around the model: tells the slots which rows this batch holds.
+
+    Hosts since 0.8 compile a model without regard to what `transformer_options` holds, so that the graph of the bare
+    model would serve ours too, and one of ours another: what a graph depends on is told in an argument's name, the
+    only thing of an argument that nobody reads to which a compiler holds.
+    """
     run: SamplingRun | None = transformer_options.get(RUN)
     if run is not None:
         dtype = compute_dtype(executor.class_obj)
         active: frozenset[Application] = transformer_options.get(ACTIVE, frozenset(run.chain.applications))
-        transformer_options = transformer_options | {CALL: run.call(transformer_options, x, dtype, active)}
+        call = run.call(transformer_options, x, dtype, active)
+        transformer_options = transformer_options | {CALL: call}
+        if COMPILED in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, ()):
+            kwargs[f"{CALL}_{call.structure}_{shared_slots(transformer_options)}"] = True
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

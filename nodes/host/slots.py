@@ -165,6 +165,12 @@ def shares_rows(replacement: Any) -> bool:
     return hasattr(replacement, "add") or hasattr(replacement, "set_new_condition")
 
 
+def shared_slots(options: dict[str, Any]) -> int:
+    """How many of our slots another pack has a part in."""
+    slots = (slot for group in options["patches_replace"].values() for slot in group.values())
+    return sum(isinstance(slot, Slot) and bool(slot.previous or getattr(slot, "followers", ())) for slot in slots)
+
+
 def _in_range(options: dict, extra_options: dict[str, Any]) -> bool:
     """Whether another pack's callback is on: by the keys that the popular pack gives its range in."""
     if options.get("sigma_start") is None or "sigmas" not in extra_options:

@@ -3,7 +3,7 @@ for a card runs on any machine, and a tensor left on the wrong device is an erro
 
 On top of torch's own `FakeTensorMode`, which does the most of it:
 - torch's build for CPUs knows of no cards at all: it is told as much of one as autograd asks for (`_guard`).
-- A number read back from the card, which no fake tensor has, is 1.
+- A number read back from the card, which no fake tensor has, is 1; nobody waits for the card.
 - Operations that torch's fakes let pass with tensors of two devices, and cards do not, are refused too.
 - So are matrix products on the CPU: the host's layers cast their weights to wherever a stray input lies, and are slow.
 """
@@ -70,6 +70,8 @@ def card() -> Iterator[Card]:
     """A card for a module of tests, which enter it themselves."""
     with pytest.MonkeyPatch.context() as patch, _guard():
         patch.setattr(nn.Module, "_apply", _apply)
+        for name, answer in {"synchronize": None, "current_device": CARD.index, "set_device": None}.items():
+            patch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
         yield Card()
 
 

@@ -73,4 +73,4 @@ def _as_the_host_runs_nodes() -> Iterator[None]:
     # Of chains of clones that ended with the test, whose parents a graph would keep: for each that it lists, the host
     # collects all garbage before every run, which took up to four fifths of these tests' time.
     loaded = management.current_loaded_models
-    loaded[:] = [model for model in loaded if not model.is_dead()]
+    loaded[:] = [each for each in loaded if each.model is not None]

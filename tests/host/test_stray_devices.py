@@ -5,6 +5,7 @@ The host is told of the card and of its memory, and moves, offloads and casts we
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 from collections.abc import Iterator
@@ -49,6 +50,13 @@ def place(request: pytest.FixtureRequest) -> Iterator[torch.device]:
         # A picture's hash is made of its bytes, which no fake picture has.
         patch.setattr(torch.Tensor, "numpy", lambda tensor: np.zeros(tuple(tensor.shape), np.float32))
         yield kept
+
+
+@pytest.fixture(autouse=True)
+def _no_model_is_collected_while_another_is_loaded() -> Iterator[None]:
+    """The host tells of one that it unloads, and hosts of this year trip where that is gone by then."""
+    yield
+    gc.collect()
 
 
 class DrawnTexts(Bench):
