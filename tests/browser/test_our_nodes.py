@@ -39,7 +39,6 @@ def large_page(page: ComfyPage) -> Iterator[ComfyPage]:
 def plain_graph(schemas: Json) -> Json:
     """Text to picture with nodes of the host alone, in the upper half of the page."""
     canvas = Canvas("plain", schemas)
-    canvas.space(40)
     with canvas.column("Model", "models", 300):
         checkpoint = canvas.node("CheckpointLoaderSimple", ckpt_name=MIN_CHECKPOINT)
     with canvas.column("Prompts", "text", 300):

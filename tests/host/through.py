@@ -57,7 +57,7 @@ class Through:
         }
         self.settings = Settings.of_task(task, encoders.base.kind, 1, 5.0)
         rows = {**encoders.rows(), **self._own_text()}
-        embed = embedding(encoders.base.unet)
+        embed = embedding(encoders.base.network)
         self.conditions = conditionings(self.adapter, self.features, rows, self.settings, embed)
 
     def _own_text(self) -> dict[str, torch.Tensor]:
