@@ -216,9 +216,11 @@ def test_the_page_offers_the_files_that_are_missing(page: ComfyPage) -> None:
     file = WORKFLOWS / "style_with_scribble_controlnet.json"
     page.load(read(file))
     page.page.locator(COMPLAINT).first.wait_for()
-    details = page.page.locator("[data-testid=error-overlay-see-errors]")
+    details = page.page.locator(
+        "[data-testid=error-overlay-see-errors], [data-testid=error-overlay] :text('See Errors')"
+    )
     if details.count():
-        details.click()
+        details.first.click()
     text = page.page.locator(".p-dialog, [data-testid=properties-panel]").inner_text()
     notes = " ".join(node["widgets_values"][0] for node in read(file)["nodes"] if node["type"] == "MarkdownNote")
     for name in (CHECKPOINT, VISION, SCRIBBLE_NET):

@@ -49,9 +49,14 @@ HIDE_MENUS = """
     body * { visibility: hidden !important; }
     canvas.lgraphcanvas, .dom-widget, .dom-widget * { visibility: visible !important; }
 """
-# The newer page's search box has another look and other marks than the older one's.
-SEARCH_BOX = ".comfy-vue-node-search-container input, [role=search] input[role=combobox]"
-SEARCH_HIT = ".comfy-vue-node-search-container [role=option].p-focus, [role=search] [role=option][aria-selected=true]"
+# The search box has another look and other marks in each generation of the page.
+SEARCH_BOX = ".comfy-vue-node-search-container input, :is([role=search], .p-dialog) input[role=combobox]"
+SEARCH_HIT = (
+    ".comfy-vue-node-search-container [role=option].p-focus, "
+    ":is([role=search], .p-dialog) [role=option][aria-selected=true]"
+)
+# Where a node that is yet to be placed hangs at the mouse.
+GHOST = "id => app.canvas.state?.ghostNodeId === id && app.canvasPosToClientPos(app.graph.getNodeById(id).pos)"
 # The page advertises its newer renderer above the graph until a person has seen it.
 DISMISS_BANNER = "localStorage.setItem('vueNodesBannerDismissed', 'true')"
 
@@ -117,7 +122,12 @@ class ComfyPage:
         box.press("Enter")
         self.page.wait_for_function(f"() => app.graph.nodes.length === {len(before) + 1}", timeout=10_000)
         box.wait_for(state="detached")  # the closing dialog would catch the next click
-        return self.page.evaluate("ids => app.graph.nodes.find(n => !ids.includes(n.id)).id", before)
+        node = self.page.evaluate("ids => app.graph.nodes.find(n => !ids.includes(n.id)).id", before)
+        at = self.page.evaluate(GHOST, node)
+        if at:  # some pages have it follow the mouse until a click
+            self.page.mouse.move(2 * x - at[0], 2 * y - at[1])
+            self.page.mouse.click(2 * x - at[0], 2 * y - at[1])
+        return node
 
     def place_node(self, kind: str, x: float, y: float) -> int:
         """Add a node without the search box, at a place of the graph; returns its id."""
