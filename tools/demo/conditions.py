@@ -9,9 +9,9 @@ from pathlib import Path
 from ipadapter_instruct_core.tasks import Task, phrase
 from PIL import Image
 from tools.host.graphs import Graph, node
+from tools.workflows.all_instructions import FIVE_SUBJECT
 from tools.workflows.files import ADAPTER, CHECKPOINT, LORA, OPEN_CLIP, OWN_ADAPTER, PLAIN_ADAPTER, SCRIBBLE_NET
 from tools.workflows.parts import NEGATIVE, REFERENCE
-from tools.workflows.shipped import FIVE_SUBJECT
 from training.miniature.world.factors import PERSON, PORTRAIT, Factors
 from training.miniature.world.style import Rgb, render, render_cut_out
 

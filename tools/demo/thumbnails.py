@@ -46,14 +46,12 @@ class Example:
         condition: the reference, and the prompt unless another is given.
         second: another picture that goes in, by what stands above it.
         replaces: the file that it goes in for.
-        results: what stands above each picture that comes out.
     """
 
     condition: Condition
     prompt: str = ""
     second: tuple[str, Image.Image] | None = None
     replaces: str = SCRIBBLE
-    results: tuple[str, ...] = ("Result",)
 
 
 def with_hole(picture: Image.Image) -> Image.Image:
@@ -90,8 +88,8 @@ def with_picture_to_change(graph: Graph) -> Graph:
     return graph | {changed: node("LoadImage", image=CHANGED)}
 
 
-def results_of(server: ComfyServer, name: str, schemas: Json) -> list[Image.Image]:
-    """The pictures that a workflow makes on the miniature."""
+def result_of(server: ComfyServer, name: str, schemas: Json) -> Image.Image:
+    """The picture that a workflow makes on the miniature; the last of several, or the sheet."""
     example = EXAMPLES[name]
     graph = on_an_own_adapter(api_graph(read_workflow(name), schemas))
     graph = fitted(graph, example.condition, example.prompt)
@@ -101,18 +99,18 @@ def results_of(server: ComfyServer, name: str, schemas: Json) -> list[Image.Imag
     if example.second:
         example.second[1].save(server.base / "input" / example.replaces)
     made = [Image.fromarray(np.round(pixels * 255).astype(np.uint8)) for pixels in server.run(graph, PATIENCE_S)]
-    return [max(made, key=lambda one: one.width)] if name in SHEETS else made[-len(example.results) :]
+    return max(made, key=lambda one: one.width) if name in SHEETS else made[-1]
 
 
-def thumbnail(name: str, made: list[Image.Image]) -> Image.Image:
+def thumbnail(name: str, made: Image.Image) -> Image.Image:
     """The reference at the left, beside it what else goes in and what comes out."""
     example = EXAMPLES[name]
     if name in SHEETS:
-        return with_foot(made[0])
+        return with_foot(made)
     left = Cell(enlarged(example.condition.picture), "Reference", example.condition.about)
     cells = [Cell(enlarged(example.second[1].convert("RGB")), example.second[0])] if example.second else []
     told = f"Prompt: {example.prompt or example.condition.prompt}"
-    cells += [Cell(enlarged(picture), label, told) for label, picture in zip(example.results, made, strict=True)]
+    cells.append(Cell(enlarged(made), "Result", told))
     note = next(node for node in read_workflow(name)["nodes"] if node["type"] == "MarkdownNote")
     about = note["widgets_values"][0].splitlines()[0].strip("# ")
     return contact_sheet(name.replace("_", " ").capitalize(), about, [Row("", "", cells, left)], FOOT)
@@ -155,7 +153,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ComfyServer(models=write_models(Path(folder))) as server:
         schemas = server.object_info()
         for name in filter(EXAMPLES.__contains__, names):
-            save(thumbnail(name, results_of(server, name, schemas)), name)
+            save(thumbnail(name, result_of(server, name, schemas)), name)
     with tempfile.TemporaryDirectory() as folder, ComfyServer(models=named_files(Path(folder) / "models")) as server:
         for picture in INPUTS.glob("*.png"):
             server.upload(picture)

@@ -193,7 +193,7 @@ def reference_picture(canvas: Canvas) -> Output:
         return load_picture(canvas, "Reference picture", REFERENCE)
 
 
-def typed_once(canvas: Canvas, prompt: str, below: bool = False) -> tuple[Output, Output]:
+def typed_once(canvas: Canvas, prompt: str, below: bool = False) -> Prompts:
     """The prompt and the negative prompt, for several instructions: each adapter's tokens depend on them as well."""
     with canvas.column("Prompts, typed once", "text", TEXT_WIDTH, below):
         texts = ("Prompt", prompt), ("Negative prompt", NEGATIVE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .all_instructions import all_tasks
 from .canvas import PICTURE_HEIGHT, Canvas, Output
 from .files import FILES, PICTURES
 from .hint_pictures import SCRIBBLE
@@ -104,7 +105,7 @@ it takes seconds.
 """
     models, image = start(canvas, about)
     with canvas.column("All instructions", "adapter", TEXT_WIDTH):
-        tasks = canvas.node("IPAdapterInstructAllTasks", subject="orange space suit", **models.readers)
+        tasks = all_tasks(canvas, models, ("", ""))
     with canvas.column("Which square is read", "adapter", NODE_WIDTH):
         square = canvas.node("IPAdapterInstructPrepareReference", tall=3 * PICTURE_HEIGHT // 2, image=image).only
     with canvas.column("Where it looked", "picture", 2 * RESULT):

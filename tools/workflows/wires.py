@@ -167,7 +167,7 @@ def led_round(
     boxes = {}
     for node in nodes:
         (x, y), (width, height) = node["pos"], node["size"]
-        boxes[node["id"]] = Box(x, y - TITLE, x + width, y + (0 if node["flags"] else height))
+        boxes[node["id"]] = Box(x, y - TITLE, x + width, y + height)
     titles = []
     for group in groups:
         x, y, *_ = group["bounding"]
