@@ -34,10 +34,10 @@ class Adapter(nn.Module):
         config = AdapterConfig.from_state_dict(state, metadata)
         try:
             with torch.device("meta"):  # the file's tensors take the place of every parameter
+                expected = cls(config).state_dict()  # a host's own layers may have no weights before they are loaded
                 adapter = cls(config, ops)
         except RuntimeError as error:
             raise ValueError("its weights name sizes that no adapter has") from error
-        expected = adapter.state_dict()
         problems = {
             "missing": [key for key in expected if key not in state],
             "unexpected": [key for key in state if key not in expected],
@@ -47,7 +47,8 @@ class Adapter(nn.Module):
             if keys:
                 more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
                 raise ValueError(f"{len(keys)} weights are {problem}: {', '.join(key[:80] for key in keys[:3])}{more}")
-        adapter.load_state_dict(dict(state), strict=True, assign=True)
+        # In the order of plain layers, not the file's: such layers take it for their own, and a hash depends on it.
+        adapter.load_state_dict({key: state[key] for key in expected}, strict=True, assign=True)
         return adapter.requires_grad_(False).eval()
 
     @property

@@ -76,7 +76,7 @@ def box_around(mask: Tensor, margin: float, whole: bool) -> Box:
     Raises:
         ValueError: the mask is black everywhere.
     """
-    rows, columns = (mask > 0.5).nonzero(as_tuple=True)
+    rows, columns = (mask > mask.amax() / 2).nonzero(as_tuple=True)
     if len(rows) == 0:
         raise ValueError("The mask is black everywhere, so it shows nothing of the picture; paint the part to keep.")
     height, width = mask.shape

@@ -161,9 +161,10 @@ class ApplyAdapter(io.ComfyNode):
 
 
 def _check_either(reference: EncodedReference | None, encoded: dict[str, Any]) -> None:
-    """Refuse a reference beside what one is encoded from, or neither."""
+    """Refuse a reference beside what one is encoded from, or neither. CLIP vision alone contradicts nothing: packs that
+    connect by themselves give it to all that take one."""
     given = [name for name, value in encoded.items() if value is not None]
-    if reference is not None and given:
+    if reference is not None and {*given} - {"clip_vision"}:
         raise ValueError(
             f"Both a reference and {', '.join(given)} are connected; take the one or the other away: a reference "
             "already holds the picture and its instruction."

@@ -33,9 +33,9 @@ class LoadModel(io.ComfyNode):
         return folders.problem(folders.adapter_path, adapter_name) or True
 
     @classmethod
-    def fingerprint_inputs(cls, adapter_name: str) -> str:
+    def fingerprint_inputs(cls, adapter_name: str | None = None) -> str:
         """A file that was replaced under its name is loaded anew."""
-        return folders.fingerprint(folders.adapter_path(adapter_name))
+        return folders.fingerprint(folders.adapter_path, adapter_name)
 
     @classmethod
     def execute(cls, adapter_name: str) -> io.NodeOutput:

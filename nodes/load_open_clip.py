@@ -32,9 +32,9 @@ class LoadOpenClip(io.ComfyNode):
         return folders.problem(folders.open_clip_path, model_name) or True
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str) -> str:
+    def fingerprint_inputs(cls, model_name: str | None = None) -> str:
         """A file that was replaced under its name is loaded anew."""
-        return folders.fingerprint(folders.open_clip_path(model_name))
+        return folders.fingerprint(folders.open_clip_path, model_name)
 
     @classmethod
     def execute(cls, model_name: str) -> io.NodeOutput:

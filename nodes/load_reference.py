@@ -39,9 +39,9 @@ class LoadReference(io.ComfyNode):
         return folders.problem(folders.reference_path, reference_name) or True
 
     @classmethod
-    def fingerprint_inputs(cls, reference_name: str) -> str:
+    def fingerprint_inputs(cls, reference_name: str | None = None) -> str:
         """A file that was replaced under its name is loaded anew."""
-        return folders.fingerprint(folders.reference_path(reference_name))
+        return folders.fingerprint(folders.reference_path, reference_name)
 
     @classmethod
     def execute(cls, reference_name: str) -> io.NodeOutput:

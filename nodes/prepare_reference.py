@@ -122,7 +122,9 @@ def _square(picture: Tensor, mask: Tensor | None, colour: Tensor, settings: tupl
     picture = picture.expand(3, -1, -1)
     box = (0, 0, *picture.shape[1:])
     if mask is not None:
-        mask = interpolate(mask[None, None], size=picture.shape[1:], mode="bilinear")[0, 0].to(picture.device)
+        mask = interpolate(mask[None, None], size=picture.shape[1:], mode="bilinear", antialias=True)[0, 0].to(
+            picture.device
+        )
         around = box_around(mask, margin, whole=crop_position == PAD)  # also refuses a black mask
         box = box if use_mask == CUT_OUT else around
         picture = picture if use_mask == ZOOM else picture * mask + ground * (1 - mask)

@@ -203,8 +203,17 @@ class ModelCall:
 
     def _mask(self, place: int, size: tuple[int, ...]) -> Tensor:
         """An application's mask times its weight before the curve, [B, P, 1]."""
-        rows = [_mask_of(self._pictures[place], cell.area, self.run.latent_size, size) for cell in self.cells]
-        return self._deal([row.flatten(1).unsqueeze(-1) for row in rows]) * self._weights[place]
+        return self._deal([self._resized(place, cell.area, size) for cell in self.cells]) * self._weights[place]
+
+    def _resized(self, place: int, area: tuple[int, ...] | None, size: tuple[int, ...]) -> Tensor:
+        """Masks [M, P, 1], kept for the run's other calls."""
+        key = (place, area, size)
+        found = self.run.masks.get(key)
+        if found is None:
+            found = _mask_of(self._pictures[place], area, self.run.latent_size, size).flatten(1).unsqueeze(-1)
+            if not torch.compiler.is_compiling():
+                self.run.masks[key] = found
+        return found
 
 
 def _repeat(tensor: Tensor, times: list[int]) -> Tensor:

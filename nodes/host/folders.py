@@ -3,6 +3,8 @@
 import functools
 import itertools
 import os
+import re
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,8 @@ SHARED = "ipadapter"  # the popular pack's folder: released files often lie ther
 OPEN_CLIP_FOLDERS = ("clip_vision", "text_encoders", ADAPTERS)
 EXTENSIONS = {".safetensors", ".sft", ".bin", ".pt", ".pth"}
 REFERENCE_ENDING = ".safetensors"
-LONGEST_NAME = 200  # of what file systems take, with the number and the ending
+LONGEST_NAME = 200  # bytes of what file systems take, with the number and the ending
+RESERVED = re.compile(r'[<>:"|?*\x00-\x1f]')  # what Windows takes in no name
 
 
 def register() -> None:
@@ -75,14 +78,20 @@ def new_reference_path(prefix: str) -> Path:
     root = Path(folder_paths.folder_names_and_paths[REFERENCES][0][0])
     wanted = root / prefix.strip().replace("\\", "/")
     inside = Path(os.path.abspath(wanted)).is_relative_to(os.path.abspath(root)) and wanted.name not in ("", "..")
-    if not inside or wanted == root or "\0" in prefix or len(wanted.name) > LONGEST_NAME:
+    too_long = max(len(os.fsencode(part)) for part in wanted.parts) > LONGEST_NAME
+    if not inside or wanted == root or RESERVED.search(prefix) or too_long:
         raise ValueError(
             f"{prefix[:40]!r} is no name for a file in {root}; take a short name such as oil, or styles/oil."
         )
     wanted.parent.mkdir(parents=True, exist_ok=True)
-    taken = {path.name for path in wanted.parent.iterdir()}
+    taken = {_spelled(path.name) for path in wanted.parent.iterdir()}
     names = (f"{wanted.name}_{number:05d}{REFERENCE_ENDING}" for number in itertools.count(1))
-    return wanted.parent / next(name for name in names if name not in taken)
+    return wanted.parent / next(name for name in names if _spelled(name) not in taken)
+
+
+def _spelled(name: str) -> str:
+    """Alike for two names that are one on some system: those of other case, or with accents written apart."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def problem(find: Callable[[str], str], name: str | None) -> str:
@@ -109,8 +118,11 @@ def _find(name: str, folders: tuple[str, ...], what: str) -> str:
     raise ValueError(f"{wanted}; put {what} into {place}, press R to refresh the page, and choose it.")
 
 
-def fingerprint(path: str) -> str:
-    """Changes when the file does."""
+def fingerprint(find: Callable[[str], str], name: str | None) -> str:
+    """Changes when the file does; "" for a name that comes by a link, which the host does not know beforehand."""
+    if name is None:
+        return ""
+    path = find(name)
     status = os.stat(path)
     return f"{path} {status.st_mtime_ns} {status.st_size}"
 

@@ -44,6 +44,17 @@ def read_predictions(model_options: dict[str, Any], ours: Any) -> bool:
     return bool(after or any(model_options.get(name) for name in names))
 
 
+def renew_hints(lists: Iterable[Any]) -> None:
+    """Let T2I-Adapters look at their hints anew: the host's keep what they made for another number of rows, and would
+    be dropped."""
+    for cond in chain.from_iterable(filter(None, lists)):
+        control = cond.get("control")
+        while control is not None:
+            if getattr(control, "control_input", None) is not None:
+                control.control_input = None
+            control = getattr(control, "previous_controlnet", None)
+
+
 def _module(patch: Any) -> str:
     return getattr(patch, "__module__", None) or ""
 

@@ -5,6 +5,7 @@ Made when sampling starts, once the models are loaded, and dropped with it; noth
 
 import re
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from .prepared import Prepared, prepare
 
 RUN = "ipadapter_instruct_run"
 STRETCHES = 256  # of a curve over the noise levels
+MOST_CALLS = 16  # kept at once: context windows that move with each step come in any number
 # Guiders' names of the lists whose rows carry the picture; every other list counts as negative.
 POSITIVE_LISTS = ("positive", "middle")
 KNOWN_LISTS = (*POSITIVE_LISTS, "negative")
@@ -71,14 +73,13 @@ class SamplingRun:
         self.lost = False  # another patch changed rows in a way that cannot be followed
         self.kept: list[Kept] = []
         self.alone: dict[Row, Alone] = {}
-        self.calls: dict[tuple, ModelCall] = {}
+        self.rows = 0  # of all lists of the last evaluation
+        self.calls: OrderedDict[tuple, ModelCall] = OrderedDict()
+        self.masks: dict[tuple, Tensor] = {}  # each application's, by area and size
         self._derived_uuids: dict[tuple[uuid.UUID | None, Row], uuid.UUID] = {}
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        self.ranges = {
-            a: (float(sampling.percent_to_sigma(a.start_percent)), float(sampling.percent_to_sigma(a.end_percent)))
-            for a in chain.applications
-            if not a.always
-        }
+        self.ranges = {a: _range(a, sampling.percent_to_sigma) for a in chain.applications if not a.always}
+        self._by_latent = any(map(_differs_by_latent, chain.applications))
         self.curves = {
             a: _curve_table(a, sampling.percent_to_sigma) for a in chain.applications if a.curve is not Curve.CONSTANT
         }
@@ -187,9 +188,12 @@ class SamplingRun:
             uuids = [by_number[number] for number in shown]
         cells = tuple(self.cells.get(key, Cell(Row.UNCOND)) for key in uuids)
         indices = self._items_of(options, len(x) // max(len(cells), 1))
-        key = (cells, shown, indices, x.shape, x.device, dtype, active)
+        key = (cells, shown, indices if self._by_latent else len(indices), x.shape, x.device, dtype, active)
         if key not in self.calls:
             self.calls[key] = ModelCall(self, cells, shown, indices, x, dtype, active)
+            if len(self.calls) > MOST_CALLS:
+                self.calls.popitem(last=False)
+        self.calls.move_to_end(key)
         return self.calls[key].at(options.get("sigmas"))
 
     def _items_of(self, options: dict[str, Any], length: int) -> tuple[int, ...]:
@@ -203,6 +207,19 @@ class SamplingRun:
         # Part of the batch, as AnimateDiff's windows are; they say which, in options of their own.
         part = (options.get("ad_params") or {}).get("sub_idxs") or range(length)
         return tuple(part) if len(part) == length else tuple(range(length))
+
+
+def _range(application: Application, percent_to_sigma: Callable[[float], Any]) -> tuple[float, float]:
+    """The noise levels between which an application acts. Its very beginning is asked of no model: rounded, a sampler's
+    first level may lie above what the model calls the highest."""
+    start, end = application.start_percent, application.end_percent
+    return float("inf" if start <= 0 else percent_to_sigma(start)), float(percent_to_sigma(end))
+
+
+def _differs_by_latent(application: Application) -> bool:
+    """Whether any latent of a batch has a picture or a mask of its own."""
+    each = [*application.tokens.values(), *(application.bias or {}).values(), application.mask]
+    return any(some is not None and len(some) > 1 for some in each)
 
 
 def _curve_table(application: Application, percent_to_sigma: Callable[[float], Any]) -> CurveTable:

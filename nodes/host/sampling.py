@@ -9,6 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .application import CHAIN, Application
+from .others import renew_hints
 from .run import RUN, SamplingRun
 from .sites import compute_dtype
 from .slots import CALL, shared_slots
@@ -42,11 +43,21 @@ def evaluate_conds(
     model_options = model_options | {"transformer_options": options | {ACTIVE: active}}
     run.wrapped = "model_function_wrapper" in model_options
     run.look_at(conds)
+
+    def evaluate(model: Any, conds: list, *rest: Any) -> list[Tensor]:
+        """The rows that really go through the model."""
+        run.look_at(conds)
+        rows = sum(map(len, filter(None, conds)))
+        if rows != run.rows:
+            renew_hints(conds)
+            run.rows = rows
+        return executor(model, conds, *rest)
+
     scales = run.scales(active)
     if scales is not None:
-        return evaluate_three_way(executor, run, scales, sigma, (model, conds, x, timestep, model_options))
+        return evaluate_three_way(evaluate, run, scales, sigma, (model, conds, x, timestep, model_options))
     run.kept.clear()
-    return executor(model, conds, x, timestep, model_options)
+    return evaluate(model, conds, x, timestep, model_options)
 
 
 def call_model(

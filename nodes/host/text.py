@@ -21,13 +21,13 @@ def encode_text(clip: Any, text: str, config: AdapterConfig, literal: bool) -> T
             dropped since the adapter was trained without (prompts).
 
     Returns:
-        [1, L, W]; a wording longer than L is cut, and a warning names what was lost.
+        [1, L, W]; a text longer than L is cut, and a warning names what was lost.
 
     Raises:
         ValueError: the CLIP lacks the tower that the adapter reads.
     """
     if config.instruction_encoder is InstructionEncoder.OPEN_CLIP:
-        return _encode_open_clip(clip, text, config)
+        return _encode_open_clip(clip, text, config, literal)
     return _encode_clip_l(clip, text, config, literal)
 
 
@@ -64,7 +64,7 @@ def encode_prompts(clip: Any, prompt_clip: Any, *texts: str) -> list[list | Unus
     return [encoder.encode_from_tokens_scheduled(encoder.tokenize(text)) for text in texts]
 
 
-def _encode_open_clip(clip: Any, text: str, config: AdapterConfig) -> Tensor:
+def _encode_open_clip(clip: Any, text: str, config: AdapterConfig, literal: bool) -> Tensor:
     wanted = f"an OpenCLIP text tower that is {config.instruction_width} wide"
     if not isinstance(clip, HostedOpenClip):
         raise ValueError(
@@ -76,7 +76,7 @@ def _encode_open_clip(clip: Any, text: str, config: AdapterConfig) -> Tensor:
             f"This adapter reads {wanted}, but {clip.name} is {clip.model.text_width} wide; "
             "choose the OpenCLIP model that the adapter was trained with."
         )
-    _warn_of_cut(clip.model.cut_words(text))
+    _warn_of_cut(clip.model.cut_words(text), literal)
     clip.load()
     return intermediate(clip.model.instruction_tokens([text]))
 
@@ -93,7 +93,7 @@ def _encode_clip_l(clip: Any, text: str, config: AdapterConfig, literal: bool) -
             "SDXL or SD3 checkpoint, or Load CLIP with clip_l.safetensors."
         )
     chunks = clip.tokenize(text, disable_weights=literal)["l"]
-    _warn_of_cut(_words(clip, chunks[1:]))
+    _warn_of_cut(_words(clip, chunks[1:]), literal)
     chunk = [(token[0], 1.0) for token in chunks[0]]
     clip.load_model()
     tower.reset_clip_options()
@@ -120,6 +120,8 @@ def _words(clip: Any, chunks: list) -> str:
     return "".join(tokenizer.inv_vocab[i] for i in ids).replace("</w>", " ").strip()
 
 
-def _warn_of_cut(words: str) -> None:
-    if words:
+def _warn_of_cut(words: str, wording: bool) -> None:
+    if words and wording:
         log.warning("The wording is longer than CLIP's 77 tokens; this end of it was cut: %r", words)
+    elif words:
+        log.info("A prompt is longer than the 77 tokens that the adapter reads; only the picture follows: %r", words)

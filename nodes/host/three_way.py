@@ -11,7 +11,6 @@ from typing import Any
 import comfy.samplers
 import torch
 from torch import Tensor
-from torch.cuda import OutOfMemoryError
 
 from ...ipadapter_instruct_core.guidance import Row, three_way_coefficients, three_way_correction
 from .application import ThreeWay
@@ -96,11 +95,9 @@ def _evaluate_together(
 ) -> tuple[list[Tensor], dict[Row, Tensor] | None]:
     model, conds, *rest = arguments
     try:
-        run.look_at(lists + list(extra.values()))
         out = executor(model, lists + list(extra.values()), *rest)
     except PROBLEMS as problem:
         _say_why_simple(run, problem)
-        run.look_at(conds)
         return list(executor(*arguments)), None
     return list(out[:2]), dict(zip(extra, out[2:], strict=True))
 
@@ -111,7 +108,6 @@ def _evaluate_apart(
     """The added rows first: what a patch remembers of a step is then the sampler's own rows."""
     model, conds, *rest = arguments
     predictions = _each_alone(lambda lists: executor(model, lists, *rest), run, extra, places)
-    run.look_at(conds)
     return list(executor(*arguments)), predictions
 
 
@@ -124,7 +120,6 @@ def _each_alone(
         for row, conds in rows.items():
             lists: list = [None, None]
             lists[places[Row.UNCOND]] = conds
-            run.look_at(lists)
             predictions[row] = evaluate(lists)[places[Row.UNCOND]]
     except PROBLEMS as problem:
         _say_why_simple(run, problem)
@@ -133,8 +128,8 @@ def _each_alone(
 
 
 def _say_why_simple(run: SamplingRun, problem: Exception) -> None:
-    if isinstance(problem, OutOfMemoryError):
-        raise problem
+    if isinstance(problem, torch.cuda.OutOfMemoryError) or "out of memory" in str(problem):
+        raise problem  # every kind of device words it so; the host makes room and says what to do
     run.warn(
         "Another patch on this model cannot take part in three-way guidance, so simple guidance is used where "
         f"it cannot ({type(problem).__name__}: {problem})."

@@ -123,6 +123,23 @@ def test_clip_inputs_have_the_types_by_which_packs_fill_them_and_take_an_open_cl
     assert page.errors == []
 
 
+def test_what_fills_inputs_from_afar_leaves_prompt_clip_beside_a_clip_that_reads_prompts(page: ComfyPage) -> None:
+    """Anything Everywhere asks the node; a CLIP with a LoRA that is wired by hand has to encode the prompts, too."""
+    encode = page.place_node("IPAdapterInstructEncode", 600, 100)
+    checkpoint, loader = (
+        page.place_node("CheckpointLoaderSimple", 100, 100),
+        page.place_node("IPAdapterInstructOpenCLIPLoader", 100, 400),
+    )
+    script = """id => { const node = app.graph.getNodeById(id);
+        return node.inputs.map(input => input.name).filter(name => node.reject_ue_connection({ name })); }"""
+    assert page.page.evaluate(script, encode) == []
+    page.connect(loader, "open_clip", encode, "clip")
+    assert page.page.evaluate(script, encode) == []
+    page.connect(checkpoint, "CLIP", encode, "clip")
+    assert page.page.evaluate(script, encode) == ["prompt_clip"]
+    assert page.errors == []
+
+
 def test_prompts_are_written_as_in_clip_text_encode(page: ComfyPage) -> None:
     """Choices and comments are the page's work; a wording of one's own stays as it is written."""
     node = page.place_node("IPAdapterInstructEncode", 300, 100)

@@ -115,6 +115,35 @@ def test_what_is_loaded_makes_the_same_tokens(tmp_path: Path, any_adapter: Adapt
 # Metadata first, widths second.
 
 
+class LateLinear(torch.nn.Linear):
+    """As a host makes one that is to take little memory: without weights until some are loaded, in the file's order."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
+        torch.nn.Module.__init__(self)
+        self.weight = self.bias = None
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *_: object) -> None:
+        for key in [key for key in state if key.startswith(prefix)]:
+            setattr(self, key.removeprefix(prefix), torch.nn.Parameter(state[key], requires_grad=False))
+
+
+class LateLayers:
+    Linear, LayerNorm = LateLinear, torch.nn.LayerNorm
+
+
+@pytest.mark.parametrize("order", [list, sorted])
+def test_a_hosts_layers_may_have_no_weights_before_they_are_loaded(
+    tmp_path: Path, any_adapter: Adapter, order: type
+) -> None:
+    state = any_adapter.state_dict()
+    file = tmp_path / "adapter.bin"
+    checkpoint.save(file, any_adapter)
+    metadata = checkpoint.read(file)[1]
+    late = Adapter.from_state_dict({key: state[key] for key in order(state)}, metadata, LateLayers)
+    assert list(late.state_dict()) == list(state)
+    assert checkpoint.weights_sha256(late.state_dict()) == checkpoint.weights_sha256(state)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_metadata_is_read_back_first(tmp_path: Path, released: Adapter, suffix: str) -> None:
     released.config = replace(released.config, base=Base.SDXL, instruction_encoder=InstructionEncoder.CLIP_L)

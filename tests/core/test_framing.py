@@ -74,6 +74,9 @@ def test_a_box_lies_around_the_mask_and_in_the_picture() -> None:
     full = torch.ones(100, 200)
     assert box_around(full, 0.5, whole=True) == (0, 0, 100, 200)
     assert box_around(full, 0.5, whole=False) == (0, 50, 100, 100)
+    soft = torch.zeros(100, 200)
+    soft[40:60, 90:100] = 0.3
+    assert box_around(soft, 0.0, whole=False) == (40, 85, 20, 20), "the brightest part, however bright"
     with pytest.raises(ValueError, match="black everywhere"):
         box_around(torch.zeros(10, 10), 0.5, whole=False)
 

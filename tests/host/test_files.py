@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -37,7 +37,10 @@ apply, encode_instruction, references, guider, load_model = (
     importlib.import_module(f"{inside.PACK}.nodes.{name}")
     for name in ("apply", "encode_instruction", "encode_reference", "guider", "load_model")
 )
-load_open_clip = importlib.import_module(f"{inside.PACK}.nodes.load_open_clip")
+load_open_clip, load_reference, prepare_reference = (
+    importlib.import_module(f"{inside.PACK}.nodes.{name}")
+    for name in ("load_open_clip", "load_reference", "prepare_reference")
+)
 core_config = importlib.import_module(f"{inside.PACK}.ipadapter_instruct_core.config")
 core_encoders = importlib.import_module(f"{inside.PACK}.ipadapter_instruct_core.encoders")
 CONFIG = core_config.AdapterConfig(layers=((1, 320), (3, 320), (5, 320)))
@@ -56,7 +59,7 @@ def sentence(caught: Any) -> str:
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty folders in place of the host's."""
-    for name in ("ipadapter_instruct", "ipadapter", "clip_vision", "text_encoders"):
+    for name in ("ipadapter_instruct", "ipadapter", "clip_vision", "text_encoders", "ipadapter_instruct_references"):
         (tmp_path / name).mkdir()
         entry = ([str(tmp_path / name)], set(folders.EXTENSIONS))
         monkeypatch.setitem(folder_paths.folder_names_and_paths, name, entry)
@@ -86,6 +89,54 @@ def test_empty_folders_are_told(models: Path) -> None:
 def test_a_name_that_comes_by_a_link_is_not_judged_yet() -> None:
     assert load_model.LoadModel.validate_inputs() is True
     assert load_open_clip.LoadOpenClip.validate_inputs() is True
+
+
+def test_a_name_that_comes_by_a_link_leaves_what_was_loaded() -> None:
+    """The host asks with no name, and takes an error for a change at every run."""
+    for loader, name in (
+        (load_model.LoadModel, "adapter_name"),
+        (load_open_clip.LoadOpenClip, "model_name"),
+        (load_reference.LoadReference, "reference_name"),
+    ):
+        assert loader.fingerprint_inputs(**{name: None}) == loader.fingerprint_inputs() == ""
+
+
+@pytest.mark.parametrize("taken, wanted", [("Oil", "oil"), ("\u00e4", "a\u0308")])
+def test_a_new_name_is_new_where_case_and_spelling_do_not_count(models: Path, taken: str, wanted: str) -> None:
+    (models / "ipadapter_instruct_references" / f"{taken}_00001.safetensors").touch()
+    assert folders.new_reference_path(wanted).name == f"{wanted}_00002.safetensors"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["\u6cb9" * 100, "\u6cb9" * 100 + "/oil", "a:b", "why?", "a\nb", 'a"b'],
+    ids=["long", "long folder", "colon", "question", "line", "quote"],
+)
+def test_what_some_file_system_does_not_take_is_no_name(models: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="is no name for a file"):
+        folders.new_reference_path(name)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("comfy.memory_management") is None, reason="this host knows no such memory"
+)
+def test_an_adapter_loads_where_the_host_makes_weights_only_as_they_come(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DynamicVRAM, with which newer hosts start on most cards: at first its layers hold nothing."""
+    import comfy.memory_management
+    import comfy.model_management
+
+    file = str(tiny_models / "ipadapter_instruct" / MIN_ADAPTER)
+    usual = memory.load_adapter(file, MIN_ADAPTER)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    monkeypatch.setattr(comfy.model_management, "WINDOWS", True)  # where 0.20.1 does so
+    lazy = memory.load_adapter(file, MIN_ADAPTER)
+    assert lazy.sha256 == usual.sha256
+    image, wording, prompt = (torch.rand(1, 9, width) for width in (1280, 768, 768))
+    pairs = [one.adapter.key_values(one.adapter.image_proj(image, wording, prompt)) for one in (usual, lazy)]
+    for ours, theirs in zip(*pairs, strict=True):
+        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
 
 
 def test_of_the_shared_folder_only_what_fits_is_offered(models: Path) -> None:
@@ -441,7 +492,10 @@ def test_a_long_wording_is_cut_by_open_clip_with_a_warning(open_clip: Any, caplo
         assert "77 tokens" in caplog.text and "'umbrella teapot'" in caplog.text
         caplog.clear()
         fitting = text.encode_text(open_clip, " ".join(words[:75]), config, literal=True)
-    assert not caplog.text and torch.equal(long, fitting)
+        assert not caplog.text and torch.equal(long, fitting)
+        with caplog.at_level("INFO"):
+            text.encode_text(open_clip, " ".join(words), config, literal=False)
+    assert "A prompt is longer" in caplog.text and "wording" not in caplog.text
 
 
 # Models of other families.

@@ -123,10 +123,15 @@ def test_another_adapter_is_refused_by_name(server: ComfyServer, kept: Path) -> 
     assert f"made with the adapter {MIN_ADAPTER}" in failure(server, graph, "apply")
 
 
-def test_both_or_neither_is_told(server: ComfyServer, reference_picture: str) -> None:
+def test_both_or_neither_is_told(server: ComfyServer, reference_picture: str, kept: Path, direct: np.ndarray) -> None:
     both = encoded(reference_picture)
     both["apply"]["inputs"]["image"] = ["reference", 0]
     assert "Both a reference and image are connected" in failure(server, both, "apply")
+    # Packs that connect by themselves give CLIP vision to all that take one.
+    vision = loaded(str(kept.relative_to(server.models / FOLDER)))
+    vision["vision"] = plain(reference_picture)["vision"]
+    vision["apply"] = rewired(vision["apply"], clip_vision=["vision", 0])
+    np.testing.assert_array_equal(one(server, vision), direct)
     neither = plain(reference_picture)
     neither["apply"]["inputs"] = {k: v for k, v in neither["apply"]["inputs"].items() if k not in LOADED}
     assert "no picture to apply" in failure(server, neither, "apply")

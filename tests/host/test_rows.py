@@ -6,6 +6,7 @@ Each expectation is spelled out of separate plain predictions (`Bench.predict`),
 from __future__ import annotations
 
 import inspect
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bench import (
     counted_rows,
     guidance,
     random,
+    run_module,
     simple_guidance,
     tokens,
 )
@@ -231,3 +233,30 @@ def test_parts_of_the_batch(bench: Bench, told: bool) -> None:
     model.set_model_unet_function_wrapper(in_halves)
     x = random(4, 4, 8, 8)
     assert_same(bench.cfg(model, x=x), bench.cfg(plain, x=x), 1e-4)
+
+
+@pytest.mark.parametrize("pictures, most", [(1, 1), (24, 16)])
+def test_windows_that_move_with_each_step_leave_little_behind(bench: Bench, pictures: int, most: int) -> None:
+    """Keys and values are kept for the arrangements of a run that come again, not for each window that ever was."""
+    each = bench.application(tokens=tokens(5, count=pictures))
+    plain, kept = bench.apply(each), []
+    model = plain.clone()
+    steps = itertools.count()
+
+    def in_halves(apply_model: Any, args: dict) -> torch.Tensor:
+        rows, step = len(args["cond_or_uncond"]), next(steps)
+        x, timestep, c = args["input"], args["timestep"], args["c"]
+        out = torch.empty_like(x)
+        for first in (0, 12):
+            window = [(first + step + i) % 24 for i in range(12)]
+            places = [row * 24 + i for row in range(rows) for i in window]
+            options = c["transformer_options"] | {"ad_params": {"sub_idxs": window}}
+            part = {**c, "c_crossattn": c["c_crossattn"][places], "transformer_options": options}
+            out[places] = apply_model(x[places], timestep[places], **part)
+            kept.append(len(options[run_module.RUN].calls))
+        return out
+
+    model.set_model_unet_function_wrapper(in_halves)
+    x = random(24, 4, 8, 8)
+    assert_same(bench.cfg(model, x=x, calls=12), bench.cfg(plain, x=x), 1e-4)
+    assert max(kept) == most

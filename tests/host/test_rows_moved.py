@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import comfy.controlnet
+import comfy.samplers
 import pytest
 import torch
-from bench import Bench, assert_same, counted_rows, random
+from bench import Bench, assert_differs, assert_same, counted_rows, random
 from beside import ORDERS, SCALES, Patch, in_order, sampled
 
 
@@ -116,3 +118,59 @@ def test_followers_of_the_popular_kind_stay_in_the_call(bench: Bench) -> None:
     counted, counts = counted_rows(model)
     sampled(bench, counted)
     assert counts == [3]
+
+
+class Hints(torch.nn.Module):
+    """A T2I-Adapter's network: what it adds is the mean of its hint."""
+
+    unshuffle_amount = 8
+
+    def forward(self, hint: torch.Tensor) -> dict:
+        mean = hint.mean((1, 2, 3)).view(-1, 1, 1, 1)
+        return {"input": [None, None, mean.expand(-1, 320, 8, 8).contiguous()]}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_hint_for_each_latent_stays_when_rows_are_added(bench: Bench, apart: bool) -> None:
+    """The host's T2I-Adapter keeps what it made for the rows of the first step, where the adapter did not act yet."""
+    control = comfy.controlnet.T2IAdapter(Hints(), 3, 8, "nearest-exact")
+    control.set_cond_hint(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)), 1.0, (0.0, 1.0))
+    lists = [
+        [[text[0][0], text[0][1] | {"control": control, "control_apply_to_uncond": False}]]
+        for text in (bench.positive, bench.negative)
+    ]
+    each = bench.application(three_way=SCALES[0], start_percent=0.5)
+    model = rows_reversed(bench)(bench.apply(each)) if apart else bench.apply(each)
+    x = random(2, 4, 8, 8)
+
+    def seen(levels: list[float]) -> torch.Tensor:
+        found = []
+
+        def steps(model: Any, noise: Any, sigmas: Any, extra_args: dict, callback: Any, disable: Any) -> Any:
+            found.extend(model(bench.noisy(x, level), torch.full((2,), level), **extra_args) for level in levels)
+            return noise
+
+        guider = bench.cfg_guider(model, positive=lists[0], negative=lists[1])
+        nothing = torch.zeros_like(x)
+        sampler = comfy.samplers.KSAMPLER(steps)
+        guider.sample(nothing, nothing, sampler, torch.tensor([10.0, 0.5, 0.0]), disable_pbar=True, seed=0)
+        return found[-1]
+
+    assert_same(seen([10.0, 0.5]), seen([0.5]))
+    assert_differs(seen([0.5]), bench.cfg(model, x=x, sigma=0.5))
+
+
+@pytest.mark.parametrize("problem", [torch.cuda.OutOfMemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_a_lack_of_memory_is_the_hosts_to_tell(bench: Bench, problem: Exception) -> None:
+    model = bench.apply(bench.application(three_way=SCALES[0]))
+
+    def full(network: Any, inputs: tuple) -> None:
+        if len(inputs[0]) > 2:
+            raise problem
+
+    hook = model.model.diffusion_model.register_forward_pre_hook(full)
+    try:
+        with pytest.raises(type(problem)):
+            bench.cfg(model)
+    finally:
+        hook.remove()

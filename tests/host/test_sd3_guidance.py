@@ -5,8 +5,10 @@ Expectations are spelled out of separate plain predictions, as in test_guidance.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import comfy.samplers
 import pytest
 import torch
 from bench import (
@@ -136,3 +138,17 @@ def test_one_picture_for_each_latent(bench: Sd3Bench) -> None:
     for i in range(2):
         alone = bench.application(tokens={row: t[i : i + 1] for row, t in both.tokens.items()})
         assert_same(ours[i : i + 1], bench.cfg(bench.apply(alone), x=x[i : i + 1]), 1e-4)
+
+
+@pytest.mark.parametrize("shift", [1.32, 3.0])
+def test_a_range_from_the_start_holds_the_first_step(bench: Sd3Bench, shift: float) -> None:
+    """Rounded, the first noise level of a sampler lies above the model's highest at some shifts."""
+    model = bench.model.clone()
+    levels = copy.deepcopy(model.get_model_object("model_sampling"))
+    levels.set_parameters(shift=shift, multiplier=1000)
+    model.add_object_patch("model_sampling", levels)
+    first = float(comfy.samplers.calculate_sigmas(levels, "simple", 20)[0])
+    assert (first > 1.0) == (shift == 1.32)
+    ours = [bench.cfg(bench.apply(bench.application(end_percent=end), model=model), sigma=first) for end in (0.8, 1.0)]
+    assert_same(*ours)
+    assert_differs(ours[0], bench.cfg(model, sigma=first))

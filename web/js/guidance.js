@@ -5,11 +5,11 @@ const SCALES = ["instruct_scale", "image_scale"];
 
 function showScales(node) {
   const named = (name) => node.widgets?.find((widget) => widget.name === name);
-  const hidden = named("guidance")?.value !== "three-way";
+  const linked = (name) => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+  const hidden = named("guidance")?.value !== "three-way" && !linked("guidance");
   for (const widget of SCALES.map(named)) {
-    const linked = node.inputs?.some((input) => input.widget?.name === widget?.name && input.link != null);
     if (!widget) continue;
-    widget.hidden = hidden && !linked;
+    widget.hidden = hidden && !linked(widget.name);
     (widget.options ??= {}).hidden = widget.hidden; // which the newer design reads
     // The page's older design keeps the room of what is hidden, but for a size of its own.
     if (widget.hidden) widget.computeSize = () => [0, -4];
