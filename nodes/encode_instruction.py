@@ -143,7 +143,7 @@ def encode_instructions(
     for task, _ in wordings:
         if task in UNTRAINED.get(config.base, ()):
             log.warning(
-                "The released %s weights were not trained on the task %r; the result may be weak.",
+                "The released %s weights were not trained on the task %r; unless yours were, the result may be weak.",
                 config.base.label,
                 task.value,
             )

@@ -65,13 +65,13 @@ class ShowAttention(io.ComfyNode):
         difference = show[0] == DIFFERENCE
         for each in instruction:
             check_encoded_for(each, adapter[0])
-        pictures = checked_pictures(image[0])
-        tokens = image_tokens(clip_vision[0], pictures, adapter[0].config)[0]
+        pictures = [checked_pictures(each) for each in image]
+        tokens = torch.cat([image_tokens(clip_vision[0], each, adapter[0].config)[0] for each in pictures])
         maps = torch.stack([looked_at(adapter[0], each, tokens, difference) for each in instruction], dim=1)
         scale = maps.abs().max().clamp(min=1e-12)  # one for all, or they could not be compared
-        squares = preprocess(pictures.movedim(-1, 1).float(), SIZE, (0, 0, 0), (1, 1, 1)).movedim(1, -1).cpu()
+        squares = torch.cat([preprocess(each.movedim(-1, 1).float(), SIZE, (0, 0, 0), (1, 1, 1)) for each in pictures])
         cells = []
-        for square, row in zip(squares, maps.cpu() / scale.cpu(), strict=True):
+        for square, row in zip(squares.movedim(1, -1).cpu(), maps.cpu() / scale.cpu(), strict=True):
             cells.append(Cell(square, "reference"))
             cells += [
                 Cell(_painted(square, each, difference), one.wording)

@@ -208,6 +208,18 @@ def test_it_shows_the_reference_and_each_instruction(server: ComfyServer, refere
     assert np.abs(style - face).max() > 0
 
 
+def test_a_list_of_references_is_shown_as_a_batch_is(server: ComfyServer, reference_picture: str) -> None:
+    batch = looked(reference_picture)
+    batch["turned"] = node("ImageInvert", image=["reference", 0])
+    batch["both"] = node("ImageBatch", image1=["reference", 0], image2=["turned", 0])
+    batch["show"] = rewired(batch["show"], image=["both", 0])
+    apart = {**batch, "list": node("RebatchImages", images=["both", 0], batch_size=1)}
+    apart["show"] = rewired(batch["show"], image=["list", 0])
+    sheet = one(server, batch)
+    assert sheet.shape[0] > 2 * 224
+    np.testing.assert_array_equal(one(server, apart), sheet)
+
+
 def test_an_instruction_of_another_adapter_is_told(server: ComfyServer, reference_picture: str) -> None:
     graph = looked(reference_picture)
     graph["other"] = node("IPAdapterInstructModelLoader", adapter_name=MIN_PAPER_ADAPTER)
