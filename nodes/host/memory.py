@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -111,6 +112,12 @@ def load_adapter(path: str, name: str) -> HostedAdapter:
 def load_hosted_open_clip(path: str, name: str) -> HostedOpenClip:
     model = load_open_clip(path).to(_working_precision(management.get_torch_device()))
     return HostedOpenClip(name, model, _patcher(model))
+
+
+def on(device: torch.device) -> AbstractContextManager:
+    """Work on a card that need not be the current one: newer hosts wait for weights that they stream on the current."""
+    enter = getattr(management, "cuda_device_context", None)
+    return enter(device) if enter else nullcontext()
 
 
 def intermediate(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...ipadapter_instruct_core.config import Form
 from ...ipadapter_instruct_core.guidance import Row
 from ...ipadapter_instruct_core.image_kv import Layer
-from .memory import HostedAdapter, module_dtype
+from .memory import HostedAdapter, module_dtype, on
 from .sites import Site, sites
 
 
@@ -37,7 +37,8 @@ def prepare(adapter: HostedAdapter, tokens: Mapping[Row, Tensor], model: ModelPa
     """All rows' tokens [N, T, O] in one batch, where the host has put the adapter's weights; the model is loaded."""
     found = sites(model.model.diffusion_model)
     batch = torch.cat(list(tokens.values())).to(adapter.patcher.load_device, module_dtype(adapter.adapter))
-    pairs = adapter.adapter.key_values(batch, partial(found[0].embed, model))
+    with on(batch.device):
+        pairs = adapter.adapter.key_values(batch, partial(found[0].embed, model))
     if adapter.config.form is not Form.JOINT:
         # Exact, since nothing but tokens is attended to there, and a UNet's pixels are those of 0.1.0.
         pairs, weight = [(keys, values * weight) for keys, values in pairs], 1.0

@@ -7,7 +7,6 @@ import re
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from ...ipadapter_instruct_core.guidance import Row
 from . import log
 from .application import Application, Chain, ThreeWay
 from .call import Cell, ModelCall
-from .prepared import Prepared, prepare
+from .prepared import prepare
 
 RUN = "ipadapter_instruct_run"
 STRETCHES = 256  # of a curve over the noise levels
@@ -85,6 +84,10 @@ class SamplingRun:
         }
         self._everyone = frozenset(chain.applications)
         self.three_way = self._name_rows() and chain.may_be_three_way
+        rows = [Row.FULL, Row.UNCOND, *(ADDED if self.three_way else ())]
+        tokens = {a: {row: a.tokens[chain.row(a, row)] for row in rows} for a in chain.applications}
+        # Now, and not by the call that asks first: several cards are called in a thread each.
+        self.prepared = {a: prepare(a.adapter, tokens[a], guider.model_patcher, a.weight) for a in chain.applications}
 
     def _name_rows(self) -> bool:
         """Give each conditioning a uuid of its own, since the host copies them, uuid and all, between roles
@@ -169,13 +172,6 @@ class SamplingRun:
 
     def scales(self, active: frozenset[Application]) -> ThreeWay | None:
         return self.chain.scales(active) if self.three_way else None
-
-    @cached_property
-    def prepared(self) -> dict[Application, Prepared]:
-        """What is made of each application once a run."""
-        rows = [Row.FULL, Row.UNCOND, *(ADDED if self.three_way else ())]
-        tokens = {a: {row: a.tokens[self.chain.row(a, row)] for row in rows} for a in self.chain.applications}
-        return {a: prepare(a.adapter, tokens[a], self.guider.model_patcher, a.weight) for a in self.chain.applications}
 
     def call(self, options: dict[str, Any], x: Tensor, dtype: torch.dtype, active: frozenset[Application]) -> ModelCall:
         """The prepared model call for these rows: the same object whenever the same rows come again."""

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...ipadapter_instruct_core.config import Form
+from .memory import on
 
 SlotKey = tuple[str, int] | tuple[str, int, int]
 
@@ -72,7 +73,8 @@ class JointBlock(Site):
         """[B, T, O] -> [B, T, width] by the loaded module itself, so that what the host does to its weights, LoRA
         included, holds for tokens too."""
         embedder = model.model.diffusion_model.context_embedder
-        return embedder(tokens.to(model.load_device, compute_dtype(model.model))).to(tokens)
+        with on(model.load_device):
+            return embedder(tokens.to(model.load_device, compute_dtype(model.model))).to(tokens)
 
 
 def sites(diffusion_model: nn.Module) -> list[Site]:

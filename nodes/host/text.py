@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...ipadapter_instruct_core.config import AdapterConfig, InstructionEncoder
 from . import log
-from .memory import HostedOpenClip, intermediate
+from .memory import HostedOpenClip, intermediate, on
 
 # Larger than any CLIP's number of layers, which the host's text towers take for "the last, normed one".
 LAST_LAYER = -100
@@ -101,7 +101,8 @@ def _encode_clip_l(clip: Any, text: str, config: AdapterConfig, literal: bool) -
         tower.set_clip_options(
             {"layer": LAST_LAYER, "projected_pooled": False, "execution_device": clip.patcher.load_device}
         )
-        hidden, _ = tower.encode_token_weights([chunk])[:2]
+        with on(clip.patcher.load_device):
+            hidden, _ = tower.encode_token_weights([chunk])[:2]
     finally:
         tower.reset_clip_options()
     if hidden.shape[-1] != config.instruction_width:

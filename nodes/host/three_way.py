@@ -20,6 +20,7 @@ from .run import ADDED, RUN, Alone, Kept, SamplingRun
 Sigma = Callable[[], float]
 PATIENCE = 3  # evaluations whose guidance we were never asked to correct
 UNMOVED = 1e-2  # of what guidance would change: less than that is no guidance
+NO_ROOM = ("out of memory", "VRAM grow failed", "VRAM reservation failed")  # of any device; of newer hosts' own memory
 PROBLEMS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -128,8 +129,8 @@ def _each_alone(
 
 
 def _say_why_simple(run: SamplingRun, problem: Exception) -> None:
-    if isinstance(problem, torch.cuda.OutOfMemoryError) or "out of memory" in str(problem):
-        raise problem  # every kind of device words it so; the host makes room and says what to do
+    if isinstance(problem, torch.cuda.OutOfMemoryError) or any(words in str(problem) for words in NO_ROOM):
+        raise problem  # the host makes room and says what to do
     run.warn(
         "Another patch on this model cannot take part in three-way guidance, so simple guidance is used where "
         f"it cannot ({type(problem).__name__}: {problem})."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -115,28 +115,6 @@ def test_a_new_name_is_new_where_case_and_spelling_do_not_count(models: Path, ta
 def test_what_some_file_system_does_not_take_is_no_name(models: Path, name: str) -> None:
     with pytest.raises(ValueError, match="is no name for a file"):
         folders.new_reference_path(name)
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("comfy.memory_management") is None, reason="this host knows no such memory"
-)
-def test_an_adapter_loads_where_the_host_makes_weights_only_as_they_come(
-    tiny_models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DynamicVRAM, with which newer hosts start on most cards: at first its layers hold nothing."""
-    import comfy.memory_management
-    import comfy.model_management
-
-    file = str(tiny_models / "ipadapter_instruct" / MIN_ADAPTER)
-    usual = memory.load_adapter(file, MIN_ADAPTER)
-    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
-    monkeypatch.setattr(comfy.model_management, "WINDOWS", True)  # where 0.20.1 does so
-    lazy = memory.load_adapter(file, MIN_ADAPTER)
-    assert lazy.sha256 == usual.sha256
-    image, wording, prompt = (torch.rand(1, 9, width) for width in (1280, 768, 768))
-    pairs = [one.adapter.key_values(one.adapter.image_proj(image, wording, prompt)) for one in (usual, lazy)]
-    for ours, theirs in zip(*pairs, strict=True):
-        assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
 
 
 def test_of_the_shared_folder_only_what_fits_is_offered(models: Path) -> None:

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_patcher
+import inside
 import pytest
 import torch
-from bench import Bench, ThreeWay, assert_differs, assert_same, host_apply, random, run_module, slots, tokens
+from bench import (
+    Bench,
+    Row,
+    ThreeWay,
+    assert_differs,
+    assert_same,
+    host_apply,
+    host_memory,
+    random,
+    run_module,
+    slots,
+    tokens,
+)
 from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT
+
+text_module, prepared = (importlib.import_module(f"{inside.PACK}.nodes.host.{name}") for name in ("text", "prepared"))
 
 
 def shared_copy(value: Any, memo: Any = None) -> Any:
@@ -346,3 +364,41 @@ def test_weights_stay_where_the_host_splits_a_model_among_cards(bench: Bench, sc
         assert copied.model is bench.adapter.adapter
         assert copied.load_device == bench.adapter.patcher.load_device
         assert torch.equal(bench.cfg(split), expected)
+
+
+def test_keys_and_values_are_made_before_the_first_evaluation(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts that split a model among cards evaluate in a thread for each."""
+    order: list[str] = []
+
+    def recorded(name: str, function: Any) -> Any:
+        return lambda *args, **kwargs: (order.append(name), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr(run_module, "prepare", recorded("prepared", run_module.prepare))
+    model = bench.apply(bench.application()).clone()
+    model.add_wrapper_with_key(
+        "calc_cond_batch", "test", recorded("evaluated", lambda executor, *args: executor(*args))
+    )
+    bench.cfg(model, calls=2)
+    assert order == ["prepared", "evaluated", "evaluated"]
+
+
+def test_work_outside_the_model_is_done_on_the_card_of_its_weights(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer hosts stream weights, and wait for them on the card that is the current one."""
+    sd3 = request.getfixturevalue("sd3_bench")
+    entered: list[torch.device] = []
+
+    @contextmanager
+    def context(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    monkeypatch.setattr(host_memory.management, "cuda_device_context", context, raising=False)
+    monkeypatch.setattr(sd3.clip.patcher, "load_device", torch.device("cpu:0"))
+    text_module.encode_text(sd3.clip, "a cat", sd3.adapter.config, literal=True)
+    assert entered == [torch.device("cpu:0")]
+    entered.clear()
+    # The adapter's own layers, and the model's embedding of its tokens.
+    prepared.prepare(sd3.adapter, {Row.FULL: sd3.application().tokens[Row.FULL]}, sd3.model, 1.0)
+    assert entered == [sd3.adapter.patcher.load_device, sd3.model.load_device]

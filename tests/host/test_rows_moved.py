@@ -160,7 +160,14 @@ def test_a_hint_for_each_latent_stays_when_rows_are_added(bench: Bench, apart: b
     assert_differs(seen([0.5]), bench.cfg(model, x=x, sigma=0.5))
 
 
-@pytest.mark.parametrize("problem", [torch.cuda.OutOfMemoryError(), RuntimeError("CUDA error: out of memory")])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.cuda.OutOfMemoryError(),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("VRAM grow failed: 5 bytes"),
+    ],
+)
 def test_a_lack_of_memory_is_the_hosts_to_tell(bench: Bench, problem: Exception) -> None:
     model = bench.apply(bench.application(three_way=SCALES[0]))
 
