@@ -1,5 +1,6 @@
 """Where the samples of many shards lie and what they are, without a walk through the tars: arrays, a row a sample."""
 
+import errno
 import io
 import json
 import os
@@ -125,8 +126,8 @@ class Shards:
         """Where a sample lies, for messages: ``dataset/shard.tar/key``."""
         try:
             key = self.read(place)[0]
-        except ValueError:
-            key = str(place)
+        except (ValueError, OSError):
+            key = f"byte {self.start[place]}"
         return f"{_in_dataset(self.paths[self.shard[place]])}/{key}"
 
     def __getitem__(self, place: int) -> dict[str, bytes]:
@@ -165,6 +166,11 @@ class Shards:
     def __del__(self) -> None:
         for file in self.__dict__.get("_files", {}).values():
             os.close(file)
+
+
+def out_of_files(error: Exception) -> bool:
+    """Whether the system opens no further file for this process: it would not for any sample, so none is damaged."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
 
 
 def recorded(path: Path) -> dict[str, list[Any]] | None:

@@ -11,6 +11,7 @@ import torch
 from ipadapter_instruct_core.tasks import Task
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from training.datasets.index import out_of_files
 from training.features.draws import Draws
 from training.features.stored import Source
 
@@ -47,13 +48,16 @@ class Drawn(Dataset):
         self.source, self.draws = source, draws
 
     def __getitem__(self, slot: tuple[int, int]) -> dict[str, Any]:
-        """Where ten draws in a row are damaged, ``lost`` says so: raised in a loader's process, it would be a trace."""
+        """``lost`` says why there is none, as where ten draws in a row are damaged: raised in a loader's process, it
+        would be a trace."""
         damaged = []
         for attempt in range(ATTEMPTS):
             draw = self.draws.draw(*slot, attempt)
             try:
                 item = self.source.item(draw)
             except (KeyError, TypeError, ValueError, OSError) as error:
+                if out_of_files(error):
+                    return {"lost": f"No more files can be opened ({error}); lower `workers`, or raise `ulimit -n`."}
                 damaged.append((self.source.shards.name(draw.sample), str(error)))
                 continue
             drawn = {"timestep": draw.timestep, "task": TASKS.index(draw.task), "place": draw.sample}

@@ -15,6 +15,7 @@ from ipadapter_instruct_core.encoders import load_open_clip
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image, ImageOps
 from torch import Tensor
+from training.datasets.index import out_of_files
 from training.datasets.sample import Sample
 from training.features.draws import Draw, Dropped
 from training.features.stored import FeatureSource, Source, encode_batch
@@ -27,8 +28,8 @@ from training.train.adapter import TrainedAdapter, losses
 from training.train.batches import collate
 from training.train.settings import TrainConfig
 
-warn_once = cache(logging.getLogger("ipadapter_instruct").warning)
-
+log = logging.getLogger("ipadapter_instruct")
+warn_once = cache(log.warning)
 
 Values = dict[str, list[float]]  # of samples, by a figure's name
 SHOWN, AT_ONCE = 8, 8  # pictures of a task on its sheet, and made at once whatever their number
@@ -110,7 +111,11 @@ class Validator:
                     self.source.pictures(place)
                     places[task].append(place)
                 except (KeyError, TypeError, ValueError, OSError) as error:
-                    self.source.tally.skip(self.source.shards.name(place), str(error))
+                    if out_of_files(error):
+                        raise
+                    name = self.source.shards.name(place)
+                    log.warning("train: skipped %s: %s", name, error)
+                    self.source.tally.skip(name, str(error))
         return {task: found for task, found in places.items() if found}
 
     def _draws(self, task: Task, places: Sequence[int]) -> list[Draw]:

@@ -140,6 +140,48 @@ def test_a_truncated_shard_is_skipped_and_named(shop: Path, tmp_path: Path, capl
     assert "train: skipped style/train-00001.tar: not a whole shard" in caplog.text
 
 
+def failing_reads(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], bool], number: int) -> None:
+    """From then on the disk gives no bytes from such places in a shard."""
+    pread = os.pread
+
+    def read(file: int, size: int, start: int) -> bytes:
+        if fails(start):
+            raise OSError(number, os.strerror(number))
+        return pread(file, size, start)
+
+    monkeypatch.setattr(os, "pread", read)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_the_disk_does_not_give_is_replaced_named_and_counted(
+    workshop: Path,
+    features: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    """Nor its name, which is read from the shard; a sample to validate with is passed over like any."""
+    failing_reads(monkeypatch, lambda start: start == 0, errno.EIO)  # of each shard's first sample
+    looked = {"every": 3, "samples": 1, "pictures": 0}
+    train(workshop, tmp_path / "run", max_skipped=0.9, steps=3, workers=workers, validation=looked)
+    for name in ("train-00000", "validation-00000"):
+        assert f"style/{name}.tar/byte 0" in caplog.text
+    assert "Input/output error" in caplog.text
+    assert len((tmp_path / "run" / "validation.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_cannot_be_opened_are_no_damage(
+    workshop: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    failing_reads(monkeypatch, lambda start: True, errno.EMFILE)
+    with pytest.raises(ValueError, match=r"^No more files can be opened \(.*Too many.*\); lower `workers`, or"):
+        train(workshop, tmp_path / "run", workers=workers)
+    with pytest.raises(OSError, match="Too many"):
+        train(workshop, tmp_path / "other", validation={"every": 1})
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_where_all_is_damaged_the_run_says_so(shop: Path, tmp_path: Path, workers: int) -> None:
     for number in range(8):
