@@ -1,5 +1,6 @@
 """One run a folder, and its end when somebody asks for it."""
 
+import errno
 import logging
 import signal
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from filelock import FileLock, Timeout
 log = logging.getLogger("ipadapter_instruct")
 
 LOCK = ".lock"
+# What file systems say that know no locks: Lustre mounted without flock, NFS without its lock daemon.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -21,14 +24,17 @@ def alone_in(out: Path) -> Iterator[None]:
     Raises:
         ValueError: another run holds it.
     """
-    lock = FileLock(out / LOCK, blocking=False)
+    # A soft lock is a file, which outlives a killed run and keeps out every other.
+    lock = FileLock(out / LOCK, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
         raise ValueError(
             f"Another run is writing into {out}; wait until it has ended, stop it, or give another --out."
         ) from None
-    except NotImplementedError:
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
         log.warning("train: %s cannot be locked; see to it that no other run writes there", out)
     try:
         yield
