@@ -83,5 +83,8 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, FileNotFoundError):  # our own, with a sentence
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's; torch may not be imported
-        return "The card's memory is full; lower the size of batches, or train with --gradient-checkpointing."
+        return (
+            "The card's memory is full; lower the size of batches or validation.pictures, or train with "
+            "--gradient-checkpointing."
+        )
     return None

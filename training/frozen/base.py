@@ -117,10 +117,14 @@ class FrozenBase:
         return mean, torch.zeros_like(mean)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents [B, C, h, w] -> pixels [B, 3, H, W] in 0..1."""
+        """Scaled latents [B, C, h, w] -> pixels [B, 3, H, W] in 0..1.
+
+        One after another: a picture of 1024 pixels takes about 4 GB in float32.
+        """
         config = self.vae.config
         unscaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        return (self.vae.decode(unscaled.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+        pixels = torch.cat([self.vae.decode(one).sample for one in unscaled.to(self.vae.dtype).split(1)])
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     def added(self, pooled: Tensor | None, pixels: int, dtype: torch.dtype) -> dict[str, Tensor] | None:
         """What the network reads beside the text: the pooled vector [B, W], and on SDXL the picture's side."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.profiler import profile, schedule, tensorboard_trace_handler
 from training.files import write_atomically
@@ -101,6 +102,13 @@ class RunLog:
         """Begin a new stretch of steps."""
         self.places, self.losses, self.tasks, self.norms, self.waited = [], [], [], {}, 0.0
         self.started = time.perf_counter()
+
+    def has(self, name: str, step: int) -> bool:
+        """Whether one of the run's JSONL files has a line of this step; all ranks call this."""
+        path, found = self.out / name, False
+        if self.accelerator.is_main_process and path.is_file():
+            found = any(json.loads(line)["step"] == step for line in path.read_text(encoding="utf-8").splitlines())
+        return broadcast_object_list([found])[0]
 
     def write(self, name: str, step: int, content: dict[str, Any]) -> None:
         """Append a line to one of the run's JSONL files."""

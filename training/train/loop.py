@@ -161,6 +161,8 @@ class Trainer:
         if config.trackers:
             accelerator.init_trackers(PROJECT, config={k: str(v) for k, v in config.model_dump(mode="json").items()})
         self.log = RunLog(accelerator, config.out, first_step, self.source.shards.name)
+        if first_step and self._is_looked_at(first_step) and not self.log.has(VALIDATION, first_step):
+            self._validate(first_step)  # before which the run was stopped, or had too little memory
         self.bar = tqdm(total=config.steps, initial=first_step, desc="train", unit="step", disable=not self.main)
         batches = self._batches(first_step)
         self.log.restart()
@@ -177,6 +179,11 @@ class Trainer:
         """Whether the log has a line of this step."""
         return step % self.config.log_every == 0 or step == self.config.steps
 
+    def _is_looked_at(self, step: int) -> bool:
+        """Whether validation is due at this step."""
+        every = self.config.validation.every
+        return every > 0 and (step % every == 0 or step == self.config.steps)
+
     def _after(self, step: int) -> bool:
         """What is due after a step; whether the run is to stop here."""
         config, last = self.config, step == self.config.steps
@@ -185,13 +192,14 @@ class Trainer:
             self.log.check(step, self.folder)
             figures = self.log.line(step, config.batch_size, self.schedule.get_last_lr()[0])
             self.bar.set_postfix(loss=f"{figures['loss']:.4f}")
-        if config.validation.every and (step % config.validation.every == 0 or last):
-            self._validate(step)
         stop = self._asked_to_stop(step)
-        if step % config.checkpoint_every == 0 or last or stop:
-            self._save(step)
+        # First the snapshot, so that a run killed between the two makes it again; last what takes memory of its own.
         if config.snapshot_every and step % config.snapshot_every == 0:
             self._snapshot(step)
+        if step % config.checkpoint_every == 0 or last or stop:
+            self._save(step)
+        if self._is_looked_at(step) and not stop:
+            self._validate(step)
         return stop
 
     @property

@@ -39,11 +39,7 @@ class RunState:
         return {name.removeprefix(PREFIX): whole(tensor.detach()) for name, tensor in chosen.items()}
 
     def write(self, folder: Path) -> None:
-        """Write everything into a folder of the main process; all ranks call this.
-
-        Raises:
-            ValueError: a weight is no longer a number.
-        """
+        """Write everything into a folder of the main process; all ranks call this. Raises what `adapter` raises."""
         self.accelerator.wait_for_everyone()
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         _, optimizer = get_state_dict(self.model, self.optimizer, options=options)
@@ -52,15 +48,15 @@ class RunState:
             sets[AVERAGE] = self.weights(averaged=True)
         if self.accelerator.is_main_process:
             for name, state in sets.items():
-                bad = next((key for key, tensor in state.items() if not tensor.isfinite().all()), None)
-                if bad:
-                    raise ValueError(f"The weight {bad} is no longer a number; lower the learning rate.")
                 save_adapter(folder / name, self.adapter(state))
             torch.save(optimizer, folder / OPTIMIZER)
         self.accelerator.wait_for_everyone()
 
     def adapter(self, state: dict[str, Tensor]) -> Adapter:
-        """The adapter that whole weights, as from `weights`, are of."""
+        """The adapter that whole weights, as from `weights`, are of. Raises ValueError where one is no number."""
+        bad = next((key for key, tensor in state.items() if not tensor.isfinite().all()), None)
+        if bad:
+            raise ValueError(f"The weight {bad} is no longer a number; lower the learning rate.")
         config = self.accelerator.unwrap_model(self.model).adapter.config
         metadata = {"base": config.base.value, "instruction_encoder": config.instruction_encoder.value}
         return Adapter.from_state_dict(state, metadata)

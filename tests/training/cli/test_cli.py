@@ -195,7 +195,10 @@ FAULTS = {
         PermissionError(errno.EACCES, "Permission denied", "a/b"),
         "a/b cannot be used: Permission denied.",
     ),
-    "memory of the card": (torch.OutOfMemoryError("CUDA out of memory."), "The card's memory is full"),
+    "memory of the card": (
+        torch.OutOfMemoryError("CUDA out of memory."),
+        "The card's memory is full; lower the size of batches or validation.pictures, or",
+    ),
     "Ctrl-C": (KeyboardInterrupt(), "stopped; the same command goes on"),
 }
 

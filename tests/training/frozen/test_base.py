@@ -87,6 +87,18 @@ def test_identities_hold_for_every_format_and_precision(bases: Path, kind: str) 
     assert folder.identities() != expected
 
 
+def test_pictures_are_decoded_one_by_one(bases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The autoencoder is what takes most memory of all where pictures are large."""
+    base, sizes = load_base(bases / "sd15", with_network=False), []
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        whole = (base.vae.decode(latents / base.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        decode = base.vae.decode
+        monkeypatch.setattr(base.vae, "decode", lambda z: sizes.append(len(z)) or decode(z))
+        torch.testing.assert_close(base.decode(latents), whole)
+    assert sizes == [1, 1, 1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_are_open_clips_with_each_encoders_padding(bases: Path, kind: str) -> None:
     from open_clip import tokenize

@@ -11,7 +11,9 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from ipadapter_instruct_core.checkpoint import load
 from safetensors.torch import load_file
-from training.train import batches
+from training.frozen.base import FrozenBase
+from training.train import batches, checkpoints
+from training.train.loop import Trainer
 
 from runs import train, weights
 
@@ -44,6 +46,66 @@ def test_taking_a_snapshot_changes_nothing(workshop: Path, tmp_path: Path) -> No
     found = train(workshop, tmp_path / "run", steps=4, snapshot_every=1)
     assert not (tmp_path / "plain" / "snapshots").exists()
     assert all(torch.equal(found[key], tensor) for key, tensor in plain.items())
+
+
+def test_a_snapshot_is_there_before_the_checkpoint_of_its_step(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that was killed between the two would go on behind it."""
+    out = tmp_path / "run"
+
+    def killed(folder: Path, step: int, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(workshop, out, steps=2, checkpoint_every=2, snapshot_every=2)
+    assert [path.name for path in (out / "snapshots").iterdir()] == ["step-00000002.safetensors"]
+
+
+LOOKED = {"every": 4, "samples": 1, "pictures": 1, "steps": 1}
+
+
+def looked_at(out: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (out / "validation.jsonl").read_text().splitlines()]
+
+
+def test_memory_that_runs_out_in_a_validation_costs_no_steps(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command meets it again at the same step, one without pictures goes on from there."""
+    out = tmp_path / "run"
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenBase, "decode", full)
+        for _ in range(2):
+            with pytest.raises(torch.OutOfMemoryError):
+                train(workshop, out, validation=LOOKED)
+            assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000004"]
+        assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [2, 4]
+        found = train(workshop, out, validation={**LOOKED, "pictures": 0})
+    assert looked_at(out) == [4, 8]
+    plain = train(workshop, tmp_path / "plain")
+    assert all(torch.equal(found[key], tensor) for key, tensor in plain.items())
+    train(workshop, out, validation=LOOKED)
+    assert looked_at(out) == [4, 8], "it was done"
+
+
+def test_a_run_that_is_to_stop_saves_and_is_looked_at_when_it_goes_on(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_asked_to_stop", lambda trainer, step: step == 4)
+        train(workshop, out, validation=LOOKED)
+    assert not (out / "validation.jsonl").exists() and not (out / "validation").exists()
+    train(workshop, out, validation=LOOKED)
+    train(workshop, tmp_path / "whole", validation=LOOKED)
+    assert looked_at(out) == [4, 8]
+    assert (out / "validation.jsonl").read_text() == (tmp_path / "whole" / "validation.jsonl").read_text()
 
 
 def test_a_trace_names_the_parts_of_the_steps_asked_for(workshop: Path, tmp_path: Path) -> None:

@@ -243,8 +243,8 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
     monkeypatch.setattr(state.RunState, "average", too_long)
     with pytest.raises(ValueError, match=r"^The weight image_proj.proj_in.bias is no longer a number; lower the learn"):
-        train(workshop, tmp_path / "run", steps=1)
-    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+        train(workshop, tmp_path / "run", steps=1, snapshot_every=1)
+    assert not list((tmp_path / "run").glob("checkpoints/step-*")) + list((tmp_path / "run").glob("snapshots/*"))
 
 
 FULL = f"{os.strerror(errno.ENOSPC)} (os error {errno.ENOSPC})"

@@ -165,5 +165,5 @@ def paint(
             features = {"image": prepared.image[part], "text": text, "instruction": states}
             conditions = conditionings(loaded.adapter, features, models.dropped[kind], settings)
         latents = sample(base, conditions, coefficients, prepared.noise[part], settings.steps)
-        made += [base.decode(some) for some in latents.split(250)]  # the autoencoder's layers are 64 channels wide
+        made.append(base.decode(latents))
     return torch.cat(made)
