@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from training.features.draws import Draws
 from training.features.stored import Source
 
 TASKS = tuple(Task)
-LEAST_SHARED_MEMORY = 2**30  # bytes, below which batches go through pipes
+AHEAD = 4  # batches that each of the loader's processes reads ahead
 ATTEMPTS = 10  # draws of one slot before its samples are taken for lost
 
 
@@ -83,15 +84,16 @@ def loader(source: Source, draws: Draws, slots: Slots, workers: int, pin_memory:
     Raises:
         ValueError: too many samples in a row are damaged.
     """
-    by_pipe = workers > 0 and shared_memory() < LEAST_SHARED_MEMORY
+    drawn = Drawn(source, draws)
+    by_pipe = workers > 0 and shared_memory() < most_shared(drawn, slots, workers)
     batches = DataLoader(
-        Drawn(source, draws),
+        drawn,
         batch_sampler=slots,
         num_workers=workers,
         collate_fn=collate_to_arrays if by_pipe else collate,
         pin_memory=pin_memory,
         persistent_workers=False,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=AHEAD if workers else None,
         worker_init_fn=_out_of_the_group,
     )
     return _unless_lost(iter(batches))  # the processes begin to read at once
@@ -109,6 +111,17 @@ def shared_memory() -> float:
         return shutil.disk_usage("/dev/shm").free
     except OSError:  # another system, which has no such bound
         return math.inf
+
+
+def most_shared(drawn: Drawn, slots: Slots, workers: int) -> int:
+    """Bytes that the batches read ahead by all processes of this machine take together, by the first sample's size.
+
+    What a process has in hand counts with those that wait for it.
+    """
+    first = [drawn[batch[0]] for batch in islice(slots, 1)]
+    sample = sum(value.nbytes for item in first for value in item.values() if isinstance(value, Tensor))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", slots.world))  # as launchers tell it
+    return processes * workers * (AHEAD + 1) * slots.part * sample
 
 
 def collate_to_arrays(items: list[dict[str, Any]]) -> dict[str, Any]:
