@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def hold(
         now: settings, and identities and hashes of what was read.
         holds: what the folder holds, as in "features made".
         defaults: of the settings, see `defaults_of`.
-        free: names that may change.
+        free: names that may change, those of a part behind a dot.
         begun: whether anything came of earlier runs yet; until then all may change.
 
     Raises:
@@ -44,8 +44,9 @@ def compare(
     kept: Mapping[str, Any], now: Mapping[str, Any], folder: Path, holds: str, free: Collection[str] = ()
 ) -> None:
     """Raises ValueError where a name that both have is something else; see `hold`."""
+    kept, now = _without(kept, free), _without(now, free)
     for name, value in now.items():
-        if name in kept and kept[name] != value and name not in free:
+        if name in kept and kept[name] != value:
             raise ValueError(_changed(folder, holds, name, kept[name], value))
 
 
@@ -61,6 +62,24 @@ def _read(path: Path) -> dict[str, Any]:
 def defaults_of(settings: type[BaseModel]) -> dict[str, Any]:
     """Of those settings that have one, as they are kept."""
     return settings.model_construct().model_dump(mode="json", warnings=False)
+
+
+def paths_of(settings: BaseModel) -> Iterator[str]:
+    """Names of the settings that are paths, those of a part behind a dot."""
+    for name, value in settings:
+        if isinstance(value, Path):
+            yield name
+        elif isinstance(value, BaseModel):
+            yield from (f"{name}.{deeper}" for deeper in paths_of(value))
+
+
+def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    result = {}
+    for name, value in values.items():
+        deeper = [inner.removeprefix(f"{name}.") for inner in names if inner.startswith(f"{name}.")]
+        if name not in names:
+            result[name] = _without(value, deeper) if deeper and isinstance(value, dict) else value
+    return result
 
 
 def _over(defaults: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:

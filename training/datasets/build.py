@@ -21,6 +21,7 @@ from training.datasets.ledger import (
     Contents,
     blocks_of,
     claim,
+    claim_models,
     finish_block,
     finished,
     plan_hash,
@@ -42,7 +43,7 @@ from training.datasets.splits import choose
 from training.datasets.targets.settings import TargetMaker
 from training.datasets.twins import picture_hash, remove_twins
 from training.files import ranks
-from training.held import defaults_of
+from training.held import defaults_of, paths_of
 
 logger = logging.getLogger("ipadapter_instruct")
 
@@ -122,7 +123,9 @@ def run(config: BuildConfig, maker: TargetMaker | None = None) -> None:
         if rank == 0 and config.source.kind == "style":
             _warn_of_bare_styles([item for split in splits.values() for item in split])
     try:
-        claim(config.out, settings, defaults_of(BuildConfig) | {"source": defaults_of(type(config.source))})
+        defaults = defaults_of(BuildConfig) | {"source": defaults_of(type(config.source))}
+        # Sources and models may have moved: the plan, and the models' fingerprints, say whether they are the same.
+        claim(config.out, settings, defaults, [f"source.{name}" for name in paths_of(config.source)])
         # All items count, so that a build ends early only when it is sure to fail.
         tally = Tally(config.max_skipped, seen=sum(len(block.items) for block in blocks))
         # Neighbours to one rank, so that few row groups of a table are read by two.
@@ -167,7 +170,9 @@ def _build(config: BuildConfig, blocks: list[Block], maker: TargetMaker | None, 
     if waiting and maker is None and config.source.generated is not None:
         from training.datasets.targets.makers import target_maker  # imports torch and diffusers
 
-        maker = target_maker(config.source.generated)
+        models = target_maker(config.source.generated)
+        claim_models(config.out, models.identities())
+        maker = models
     total, left = (sum(len(block.items) for block in some) for some in (blocks, waiting))
     description = f"rank {rank}: building {config.source.kind}"
     with (

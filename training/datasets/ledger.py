@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from training.files import sha256, write_json
 from training.held import hold
 
 SETTINGS = "settings.json"
+BUILT = "samples built"
 PLAN = "plan"  # the setting that is a hash of all samples to be made
 
 
@@ -36,13 +37,14 @@ def blocks_of(splits: dict[str, list[Item]], size: int) -> Iterator[Block]:
             yield Block(f"{split}-{number:05d}", split, splits[split][start : start + size])
 
 
-def claim(out: Path, settings: dict[str, Any], defaults: dict[str, Any] = {}) -> None:
+def claim(out: Path, settings: dict[str, Any], defaults: dict[str, Any] = {}, free: Collection[str] = ()) -> None:
     """Write down what decides on the samples, or hold it against what the build in ``out`` was begun with.
 
     While nothing is built there, it may change: a mistyped path comes out only when models are loaded, after this.
 
     Args:
         defaults: of the settings, which a build of before they were there is taken to have had.
+        free: settings that may change, see `hold`.
 
     Raises:
         ValueError: a setting has changed, or the folder holds other shards.
@@ -54,15 +56,19 @@ def claim(out: Path, settings: dict[str, Any], defaults: dict[str, Any] = {}) ->
         raise ValueError(f"{out} holds shards that no build was begun with; name an empty folder.")
     (out / BLOCKS).mkdir(parents=True, exist_ok=True)
     plan = {PLAN: settings[PLAN]}
-    hold(
-        path, {name: value for name, value in settings.items() if name != PLAN}, "samples built", defaults, begun=begun
-    )
+    others = {name: value for name, value in settings.items() if name != PLAN}
+    hold(path, others, BUILT, defaults, free, begun)
     try:
-        hold(path, plan, "samples built")
+        hold(path, plan, BUILT)
     except ValueError:
         raise ValueError(
             f"The source has changed since the build in {out} began; build into an empty folder."
         ) from None
+
+
+def claim_models(out: Path, identities: dict[str, str]) -> None:
+    """The same of the models that make targets. Raises ValueError where an earlier run had another one."""
+    hold(out / SETTINGS, {"models": identities}, BUILT)
 
 
 def plan_hash(splits: dict[str, list[Item]]) -> str:

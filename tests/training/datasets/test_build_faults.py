@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from builds import Turned, build, files_of, journeydb
+from builds import Turned, build, celeba, coco, commoncanvas, files_of, journeydb, own_file, own_folder, styles
 from PIL import Image
 from sources import make_commoncanvas, photograph, save
 from training.datasets import build as build_module
@@ -221,14 +221,35 @@ def test_a_wrong_setting_may_be_mended_while_nothing_is_built(tmp_path):
     source = {"kind": "composition", "pictures": tmp_path / "source", "targets": targets}
     with pytest.raises(ValueError, match="mistyped"):
         build(source, tmp_path / "out")
-    targets["base"] = "base"
+    targets |= {"base": "base", "size": 64}
     assert build(source, tmp_path / "out", Turned())["settings"]["source"]["targets"]["base"] == "base"
     (tmp_path / "out" / "manifest.json").unlink()
     for shard in (tmp_path / "out").glob("*.tar"):
         shard.unlink()
-    targets["base"] = "other"
-    with pytest.raises(ValueError, match="holds samples built with source.targets.base = base, not other"):
+    targets |= {"base": "other", "size": 128}
+    with pytest.raises(ValueError, match="holds samples built with source.targets.size = 64, not 128"):
         build(source, tmp_path / "out", Turned())  # the shards are noted, if lost
+
+
+@pytest.mark.parametrize("make", [journeydb, styles, commoncanvas, coco, celeba, own_file, own_folder])
+def test_a_build_goes_on_where_its_source_has_moved(tmp_path, make):
+    source = make(tmp_path / "before")
+    manifest = build(source, tmp_path / "out", Turned())
+    assert manifest["counts"]["train"] > 2
+    shard = tmp_path / "out" / "train-00000.tar"
+    content = shard.read_bytes()
+    shard.unlink()
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = {
+        name: Path(str(value).replace(str(tmp_path / "before"), str(tmp_path / "after")))
+        if isinstance(value, Path)
+        else value
+        for name, value in source.items()
+    }
+    assert build(moved, tmp_path / "out", Turned())["counts"] == manifest["counts"]
+    assert shard.read_bytes() == content
+    kept = json.loads((tmp_path / "out" / "settings.json").read_text())["source"]
+    assert all(kept[name] == str(value) for name, value in moved.items() if isinstance(value, Path))
 
 
 def test_a_changed_source_and_a_folder_of_others_are_told(tmp_path):

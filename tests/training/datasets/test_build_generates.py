@@ -1,5 +1,6 @@
 """Builds whose targets the real generators make, with tiny random models."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from comparing import pixels
 from safetensors.torch import save_file
 from sources import make_commoncanvas, make_styles
-from tiny_base import OPEN_CLIP, WIDTH
+from tiny_base import OPEN_CLIP, WIDTH, save_sd15
 from training.datasets.build import BuildConfig, run
 from training.datasets.index import Shards
 from training.datasets.sample import Sample
@@ -91,6 +92,36 @@ def test_style_targets_by_instant_style(workshop, plain_adapter, tmp_path):
     made = targets(source, tmp_path / "a")
     assert len(made) == 6
     assert_told_apart(made, targets({**source, "targets": {**generation, "scale": 0}}, tmp_path / "b"))
+
+
+@pytest.mark.parametrize("kind", ["composition", "style"])
+def test_a_build_is_held_to_its_models_wherever_they_lie(workshop, scribble, plain_adapter, tmp_path, kind):
+    make_commoncanvas(tmp_path / "pictures", 6)
+    (tmp_path / "art.txt").write_text("a boat at dawn")
+    models = {"base": workshop / "base", "controlnet": scribble}
+    if kind == "style":
+        models = {"base": workshop / "base", "adapter": plain_adapter, "image_encoder": workshop / "clip"}
+    source = {"kind": kind, "pictures": tmp_path / "pictures", "targets": {**GENERATION, **models}}
+    if kind == "style":
+        source["prompts"] = tmp_path / "art.txt"
+    out = tmp_path / "out"
+    made = targets(source, out)
+    kept = json.loads((out / "settings.json").read_text())
+    assert set(models) - {"base"} < set(kept["models"]) >= {"vae", "text_encoder", "unet"}
+    for name, path in models.items():
+        (tmp_path / name).symlink_to(path)
+    moved = {**source, "targets": {**GENERATION, **{name: tmp_path / name for name in models}}}
+    (out / "train-00000.tar").unlink()
+    again = targets(moved, out)
+    assert all(np.array_equal(again[name], picture) for name, picture in made.items())
+    (out / "train-00000.tar").unlink()
+    other = {**source, "targets": {**moved["targets"], "base": save_sd15(tmp_path / "other", seed=5)}}
+    with pytest.raises(ValueError, match=r"out holds samples built with models\.\w+ = \w{12}…, not \w{12}…; give it"):
+        targets(other, out)
+    del kept["models"]  # as of before they were kept
+    (out / "settings.json").write_text(json.dumps(kept))
+    targets(source, out)
+    assert "unet" in json.loads((out / "settings.json").read_text())["models"]
 
 
 def test_models_that_are_not_there_are_told_before_anything_is_made(workshop, tmp_path):

@@ -13,8 +13,8 @@ from ipadapter_instruct_core.image_kv import ImageKeyValue
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from training.datasets.targets.settings import Generation, InstantStyle, Scribble, TargetMaker
-from training.frozen.base import FrozenBase, load_base
+from training.datasets.targets.settings import Generation, InstantStyle, Scribble
+from training.frozen.base import FrozenBase, fingerprint, load_base
 from training.frozen.base_files import SD3_LIKE
 from training.frozen.encoders import picture_tensor, read_whole
 from training.frozen.sampling import Conditioning, initial_noise, sample, to_pictures
@@ -72,6 +72,10 @@ class Generator:
         for model in (self.base.network, *self.base.text_encoders):
             model.to(self.device, dtype)
 
+    def identities(self) -> dict[str, str]:
+        """A hash of each model, by which a build is held to those that it began with, wherever they lie."""
+        return {**self.base.identities(), "unet": fingerprint(self.base.network)}
+
     @torch.inference_mode()
     def pictures(
         self,
@@ -122,6 +126,10 @@ class InstantStyleMaker(Generator):
             block = STYLE_BLOCKS[self.base.kind][0]
             raise ValueError(f"{settings.base} has no style block {block} to inject the style into.")
 
+    def identities(self) -> dict[str, str]:
+        more = {"adapter": fingerprint(self.adapter), "image_encoder": fingerprint(self.clip)}
+        return super().identities() | more
+
     @torch.inference_mode()
     def style_embedding(self, conditions: Sequence[Image.Image], contents: Sequence[str]) -> Tensor:
         """CLIP embeddings [B, E] of the pictures, minus those of what they show; "" subtracts nothing."""
@@ -159,6 +167,9 @@ class ScribbleMaker(Generator):
         self.scale = settings.scale
         self.controlnet = network.requires_grad_(False).eval().to(self.device, self.base.network.dtype)
 
+    def identities(self) -> dict[str, str]:
+        return super().identities() | {"controlnet": fingerprint(self.controlnet)}
+
     def __call__(
         self, conditions: Sequence[Image.Image], prompts: Sequence[str], seeds: Sequence[int], contents: Sequence[str]
     ) -> list[Image.Image]:
@@ -167,7 +178,7 @@ class ScribbleMaker(Generator):
         return self.pictures(prompts, seeds, controlnet=(self.controlnet, hints, self.scale))
 
 
-def target_maker(settings: Generation) -> TargetMaker:
+def target_maker(settings: Generation) -> InstantStyleMaker | ScribbleMaker:
     """Loads the models that the settings name. Raises ValueError where one is missing or does not fit."""
     if isinstance(settings, InstantStyle):
         return InstantStyleMaker(settings)
