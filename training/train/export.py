@@ -32,6 +32,7 @@ class ExportConfig(BaseModel):
 
 def run(config: ExportConfig) -> None:
     """Raises ValueError where there is no good checkpoint, or the file cannot be written there."""
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     check_target(config.out)
     folder = config.run / "checkpoints"
     checkpoint = checkpoints.newest(folder) if config.step is None else checkpoints.path_of(folder, config.step)
