@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from array import array
 from pathlib import Path
@@ -16,6 +18,7 @@ from training.datasets.index import Shards, index_of
 from training.datasets.shards import BLOCKS, Tally, write_shard
 from training.files import write_json
 
+ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = [
     ("a-000000000", {"json": b'{"task": "object", "subject": "red boat"}', "safetensors": b"x" * 700}),
     ("a-000000001", {"condition.png": b"p" * 512, "json": b'{"task": "style"}', "safetensors": b""}),
@@ -73,6 +76,32 @@ def test_few_files_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert len(os.listdir("/proc/self/fd")) == before + 2
         del found
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("allowed", "kept"), [(256, 64), (1024, 256), (2, 1), (2**20, 256), (-1, 256)])
+def test_fewer_files_stay_open_than_the_system_allows(monkeypatch: pytest.MonkeyPatch, allowed: int, kept: int) -> None:
+    """A Mac's terminal allows 256; -1 is for no bound."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "RLIM_INFINITY", -1)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (allowed, -1))
+    assert index._open_files() == kept
+
+
+def test_many_shards_are_read_where_few_files_may_be_open(tmp_path: Path) -> None:
+    paths = [tmp_path / f"train-{n:05d}.tar" for n in range(100)]
+    for path in paths:
+        with_record(write_shard(path, SAMPLES[:1]) and path)
+    script = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "from pathlib import Path\n"
+        "from training.datasets.index import Shards, Tally\n"
+        "shards = Shards(sorted(map(Path, sys.argv[1:])), Tally(0))\n"
+        "print(sum(bool(shards[place]) for place in range(len(shards))))\n"
+    )
+    arguments = [sys.executable, "-c", script, *map(str, paths)]
+    done = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.stdout == "100\n", done.stderr
 
 
 def test_a_record_of_another_shard_does_not_count(shard: Path) -> None:
