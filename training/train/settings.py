@@ -26,13 +26,13 @@ class Validation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    every: int = 2000
+    every: int = Field(default=2000, ge=0)
     """Steps between validations; 0 for none."""
     samples: int = Field(default=64, ge=1)
     """Samples a task for the validation loss."""
     pictures: int = Field(default=64, ge=0)
     """Samples a task of which pictures are made, and scored where `scorer` is given; the first eight are shown."""
-    steps: int = 30
+    steps: int = Field(default=30, ge=1)
     """Sampling steps of a picture."""
     text_scale: float | None = None
     """Guidance scale of the text; by default the base's: 5 on SD1.5, 7 on SDXL, 6 on SD3 and SD3.5."""
@@ -93,11 +93,11 @@ class TrainConfig(BaseModel):
     which the usual 1e-8 would hold back."""
     schedule: Literal["constant_with_warmup", "cosine", "linear"] = "constant_with_warmup"
     """How the learning rate goes on after the warm-up."""
-    warmup: int = 0
+    warmup: int = Field(0, ge=0)
     """Steps in which the learning rate rises from zero."""
-    weight_decay: float = 0.01
+    weight_decay: float = Field(0.01, ge=0)
     """Of AdamW, on matrices; norms, biases and the learned latents never decay."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = Field(1.0, ge=0)
     """Gradients longer than this are shortened; 0 for never."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Decay of a moving average of the weights, which is what validation and export then use; 0 for none."""
@@ -111,14 +111,14 @@ class TrainConfig(BaseModel):
     """Lay the base's convolutions out with their channels last, as tensor cores read them."""
     fused_optimizer: bool = False
     """AdamW's whole update in one kernel, in place of one for each of its operations."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     """Decides everything random."""
-    workers: int = 4
+    workers: int = Field(4, ge=0)
     """Processes that read samples ahead, for each training process."""
     cpu: bool = False
     """Train on the CPU even where a card is present."""
 
-    checkpoint_every: int = 1000
+    checkpoint_every: int = Field(1000, ge=1)
     """Steps between checkpoints; one is also saved at the end and on SIGTERM."""
     keep: int = Field(3, ge=1)
     """How many checkpoints stay."""
@@ -132,7 +132,7 @@ class TrainConfig(BaseModel):
     """Trackers of accelerate: tensorboard, wandb, comet_ml, mlflow, ..., none for an empty list."""
     validation: Validation = Field(default_factory=Validation)
     """What is looked at while training."""
-    max_skipped: float = 0.01
+    max_skipped: float = Field(0.01, ge=0, le=1)
     """Largest share of samples that may be damaged before the run stops."""
 
     @model_validator(mode="after")

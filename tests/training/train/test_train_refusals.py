@@ -119,3 +119,23 @@ def test_one_source_of_samples_is_asked_for(workshop: Path, tmp_path: Path) -> N
             TrainConfig(**settings(workshop, tmp_path / "run", **values))
     with pytest.raises(ValidationError, match="training from raw shards needs `image_encoder`"):
         TrainConfig(**settings(workshop, tmp_path / "run", features=None, data=[workshop / "data" / "style"]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoint_every": 0},
+        {"warmup": -1},
+        {"workers": -1},
+        {"max_grad_norm": -1.0},
+        {"weight_decay": -0.1},
+        {"seed": -1},
+        {"max_skipped": 1.5},
+        {"validation": {"every": -1}},
+        {"validation": {"steps": 0}},
+    ],
+    ids=str,
+)
+def test_settings_out_of_their_range_are_refused(workshop: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"(greater|less) than or equal to"):
+        TrainConfig(**settings(workshop, tmp_path / "run", **change))
