@@ -26,8 +26,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def ranks() -> tuple[int, int]:
-    """This process's number and how many there are, as `accelerate launch` and torchrun tell it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """This process's number and how many there are, as `accelerate launch` and torchrun tell it.
+
+    Raises:
+        ValueError: the number is none of these, so that one's share would never be done.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < world:
+        raise ValueError(
+            f"RANK is {rank}, but with WORLD_SIZE {world} ranks count from 0 to {world - 1}; number them so, as "
+            f"Slurm's --array=0-{world - 1} does."
+        )
+    return rank, world
 
 
 def remove_leftovers(path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from training.datasets.index import Shards
 from training.datasets.shards import Tally, read_manifest, write_shard
-from training.files import sha256, write_atomically, write_json
+from training.files import ranks, sha256, write_atomically, write_json
 
 SAMPLES = 5
 
@@ -172,3 +172,17 @@ def test_a_folder_without_a_whole_manifest_is_told(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"task":')
     with pytest.raises(ValueError, match=r"manifest.json is damaged; run `python -m training build` again\.$"):
         read_manifest(tmp_path, "build")
+
+
+@pytest.mark.parametrize(("rank", "world"), [("16", "16"), ("-1", "4"), ("1", None)])
+def test_a_rank_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch, rank: str, world: str | None) -> None:
+    """As of a Slurm array from 1 to 16: the shards of rank 0 would be nobody's."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    last = int(world or 1) - 1
+    with pytest.raises(ValueError, match=rf"^RANK is {rank}, but .* from 0 to {last}; .*--array=0-{last} does\.$"):
+        ranks()
+    monkeypatch.setenv("RANK", str(last))
+    assert ranks() == (last, last + 1)
