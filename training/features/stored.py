@@ -44,7 +44,8 @@ class Source:
         self.by_task = self.shards.by_task
         if not self.by_task:
             named = ", ".join(str(folder) for folder in folders)
-            raise ValueError(f"There are no {split} samples in {named}; build or encode a dataset first.")
+            without = ", or give --validation.every 0" if split == "validation" else ""
+            raise ValueError(f"There are no {split} samples in {named}; build or encode a dataset first{without}.")
 
     def _shards(self, folder: Path) -> list[tuple[Path, str]]:
         """Paths, and the SHA-256 of what was built."""

@@ -92,6 +92,16 @@ def test_an_empty_dataset_is_told(workshop: Path, features: Path, tmp_path: Path
         train(workshop, tmp_path / "run", **raw)
 
 
+def test_data_without_validation_samples_train_without_validation(workshop: Path, tmp_path: Path) -> None:
+    data = save_shards(tmp_path / "style", Task.STYLE, count=4, validation=0)
+    raw = {"features": None, "data": [data], "image_encoder": workshop / "clip", "resolution": 64, "steps": 1}
+    with pytest.raises(
+        ValueError, match=r"^There are no validation samples in .*first, or give --validation.every 0\.$"
+    ):
+        train(workshop, tmp_path / "run", validation={"every": 1}, **raw)
+    train(workshop, tmp_path / "run", validation={"every": 0}, **raw)
+
+
 @pytest.mark.parametrize(("batch", "micro", "processes"), [(7, 4, 1), (8, 2, 3), (8, 3, 2), (2, 1, 4)])
 def test_a_batch_that_cannot_be_cut_is_refused(
     workshop: Path, tmp_path: Path, batch: int, micro: int, processes: int
