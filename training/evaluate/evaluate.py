@@ -186,7 +186,7 @@ def score(embedder: Embedder, cases: dict[Task, list[Case]], made: Made) -> Rows
         captioned = [bool(entry.caption) for entry in samples]
         _warn_of_bare(task, captioned)
         known = (
-            embedder.images([case.condition for case in chosen]),
+            embedder.images(case.condition for case in chosen),
             embedder.texts([entry.prompt for entry in samples]),
             embedder.texts([entry.caption for entry in samples]),
         )
@@ -194,7 +194,7 @@ def score(embedder: Embedder, cases: dict[Task, list[Case]], made: Made) -> Rows
         of_captioned = list(compress(groups, captioned))
         for row, paths in made.items():
             if task in paths:
-                images = embedder.images([decode_picture(path.read_bytes()) for path in paths[task]])
+                images = embedder.images(decode_picture(path.read_bytes()) for path in paths[task])
                 rows.setdefault(row, {})[task] = {
                     metric: Score.of(metric, values, of_captioned if metric in OF_CAPTIONS else groups)
                     for metric, values in task_scores(task, images, *known, captioned).items()

@@ -1,7 +1,8 @@
 """The scores of the paper's Sec. 4.1 as pure functions of CLIP embeddings, and the CLIP that makes those."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,8 +115,8 @@ class Embedder:
         self.batch_size = batch_size
 
     @torch.inference_mode()
-    def images(self, images: Sequence["Image.Image"]) -> Tensor:
-        """Pictures of any size -> [B, D] float32 on the CPU."""
+    def images(self, images: Iterable["Image.Image"]) -> Tensor:
+        """Pictures of any size -> [B, D] float32 on the CPU; of an iterator no more than a batch is held at once."""
         scale = self.model.clip.logit_scale
         rows = []
         for batch in self._batches(images):
@@ -130,12 +131,14 @@ class Embedder:
         batches = (self.model.tokenizer(list(batch)).to(device) for batch in self._batches(texts))
         return torch.cat([self.model.clip.encode_text(tokens).float().cpu() for tokens in batches])
 
-    def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        if not items:
+    def _batches(self, items: Iterable[Any]) -> Iterator[list[Any]]:
+        left = iter(tqdm(items, "Embedding", leave=False, delay=5))
+        batch = list(islice(left, self.batch_size))
+        if not batch:
             raise ValueError("There is nothing to embed; hand over at least one picture or text.")
-        starts = range(0, len(items), self.batch_size)
-        progress = tqdm(starts, "Embedding", unit="batch", leave=False, disable=len(starts) < 10)
-        return (items[start : start + self.batch_size] for start in progress)
+        while batch:
+            yield batch
+            batch = list(islice(left, self.batch_size))
 
 
 def _pixels(image: "Image.Image") -> Tensor:

@@ -202,6 +202,16 @@ def test_the_embedder_gives_open_clips_projected_embeddings(model: OpenClip) -> 
     torch.testing.assert_close(words[1:2], model.clip.encode_text(model.tokenizer(texts[1:2])), atol=1e-5, rtol=1e-4)
 
 
+def test_pictures_are_taken_a_batch_at_a_time(model: OpenClip, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    seen: list[int] = []
+    encode = model.clip.encode_image
+    monkeypatch.setattr(model.clip, "encode_image", lambda pixels: seen.append(len(taken)) or encode(pixels))
+    pictures = (taken.append(n) or Image.new("RGB", (30, 30), (50 * n, 0, 0)) for n in range(5))
+    assert len(Embedder(model, batch_size=2).images(pictures)) == 5
+    assert seen == [2, 4, 5]
+
+
 def test_a_grey_picture_and_one_with_alpha_are_embedded_as_rgb(model: OpenClip) -> None:
     grey = Image.new("L", (30, 30), 90)
     found = Embedder(model).images([grey, grey.convert("RGB"), grey.convert("RGBA")])
