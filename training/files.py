@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ def sha256(path: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside and rename, so that a reader never meets half a file, not even after a power cut."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = name_beside(path)
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -23,6 +24,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def name_beside(path: Path) -> Path:
+    """Where a file is written before it has its name; no other process has the same, in other containers either."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def ranks() -> tuple[int, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from training.files import remove_leftovers
+from training.files import name_beside, remove_leftovers
 
 MANIFEST = "manifest.json"
 BLOCKS = "blocks"  # folder of a build with one JSON file a finished shard
@@ -74,7 +74,7 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     Nothing is left behind when writing fails, as on a full disk; what killed runs left of this shard goes, too.
     """
     remove_leftovers(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = name_beside(path)
     try:
         with open(beside, "wb") as file:
             count = write_samples(file, samples)

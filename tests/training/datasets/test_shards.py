@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Iterator
@@ -164,6 +165,23 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, b"half")
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"] and b"task" in path.read_bytes()
+
+
+def test_two_that_write_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two containers, processes may have the same number."""
+    path, fsync, inside = tmp_path / "manifest.json", os.fsync, []
+
+    def other_writes_meanwhile(file: int) -> None:
+        if not inside:
+            inside.append(file)
+            write_atomically(path, b"the other's")
+            assert path.read_bytes() == b"the other's"
+        fsync(file)
+
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    monkeypatch.setattr(os, "fsync", other_writes_meanwhile)
+    write_atomically(path, b"its own")
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"] and path.read_bytes() == b"its own"
 
 
 def test_a_folder_without_a_whole_manifest_is_told(tmp_path: Path) -> None:
