@@ -123,6 +123,19 @@ def test_parquet_pictures_are_read_row_by_row(tmp_path):
     assert [place.read() for _, place, _ in pictures_in(tmp_path / "bare.parquet")] == contents
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_captions_of_every_type_of_text_are_found(tmp_path, kind):
+    words = ["a cat", "a boat", "a cat", None]
+    texts = pyarrow.array(words)
+    texts = texts.dictionary_encode() if kind == "dictionary" else texts.cast(getattr(pyarrow, kind)())
+    numbers = pyarrow.array([1, 2, 1, 2]).dictionary_encode()  # no text
+    table = pyarrow.table({"jpg": [b"x"] * 4, "caption": numbers, "text": texts})
+    parquet.write_table(table, tmp_path / "some.parquet")
+    assert parquet.ParquetFile(tmp_path / "some.parquet").schema_arrow.field("text").type == texts.type
+    assert [caption for _, _, caption in pictures_in(tmp_path / "some.parquet")] == ["a cat", "a boat", "a cat", ""]
+    assert texts_in(tmp_path / "some.parquet", "text") == words[:3]
+
+
 def encoded(image: Image.Image, form: str) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form)

@@ -89,7 +89,8 @@ def _holds_pictures(kind: Any) -> bool:
 def _holds_text(kind: Any) -> bool:
     from pyarrow import types
 
-    return types.is_string(kind) or types.is_large_string(kind)
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return str(kind) in ("string", "large_string", "string_view")
 
 
 def find_column(
