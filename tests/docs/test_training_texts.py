@@ -14,7 +14,7 @@ from ipadapter_instruct_core.config import Base
 from training.features.draws import Dropout, Dropped
 from training.train.adapter import Projector
 from training.train.loop import accumulation
-from training.train.settings import FREE_SETTINGS, TrainConfig
+from training.train.settings import FREE_SETTINGS, TrainConfig, Validation
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "training" / "README.md").read_text()
@@ -176,6 +176,7 @@ def test_every_option_that_the_pages_name_exists() -> None:
     known |= {f"source.{name}" for name in Own.model_fields} | {
         f"endpoint.{name.replace('_', '-')}" for name in Endpoint.model_fields
     }
+    known |= {f"validation.{name}" for name in Validation.model_fields}
     miniature = (samples.BuildConfig, write.ExpandConfig, judged.EvaluateConfig)
     known |= {field.name for kind in miniature for field in fields(kind)}
     known |= {"help", "logdir"}  # of every verb, of TensorBoard
