@@ -1,5 +1,6 @@
 """`train`: the loop, from features or raw shards to checkpoints, on one process or many."""
 
+import gc
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -75,6 +76,11 @@ def run(config: TrainConfig) -> None:
             with trainer.stop.listening():
                 trainer.train()
         finally:
+            # The model holds the group of processes. Were it the last to let go, it would do so with Python's lock, for
+            # which a thread of gloo may still wait that lets go of what validation gathered: neither would end.
+            del trainer
+            accelerator.free_memory()
+            gc.collect()
             accelerator.end_training()
 
 

@@ -232,6 +232,31 @@ def test_two_processes_equal_one(workshop: Path, tmp_path: Path, micro: int) -> 
         assert first.shape == second.shape and np.abs(first - second).mean() < 1
 
 
+ENDED = """
+import gc, sys
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+from training.__main__ import main
+
+def destroyed(*arguments):
+    assert not any(type(one) is DistributedDataParallel for one in gc.get_objects())
+    print("nothing of it is left", file=sys.stderr)
+    destroy(*arguments)
+
+destroy, torch.distributed.destroy_process_group = torch.distributed.destroy_process_group, destroyed
+main()
+"""
+
+
+def test_the_model_is_let_go_before_the_group_of_its_processes(workshop: Path, tmp_path: Path) -> None:
+    """The other way round, one of them may wait for ever for a thread of gloo that still lets go of a validation."""
+    (tmp_path / "script.py").write_text(ENDED)
+    made = command(workshop, tmp_path / "run", steps=1, validation={"every": 1, "samples": 1, "pictures": 0})
+    done = finish([made[0], *launcher(str(tmp_path / "script.py"), "train", made[-1])])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("nothing of it is left") == 2
+
+
 def test_sharded_processes_equal_one_and_go_on(workshop: Path, tmp_path: Path) -> None:
     """FSDP: each process keeps half of each weight; the checkpoints are whole, and any number of processes resumes."""
     # Some gradients are longer than this: no shard may take its own length for the whole one's.
