@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 from training.datasets.describe import describe_picture
 from training.datasets.endpoint import Endpoint
@@ -44,6 +44,7 @@ from training.datasets.targets.settings import TargetMaker
 from training.datasets.twins import picture_hash, remove_twins
 from training.files import ranks
 from training.held import defaults_of, paths_of
+from training.settings import Settings
 
 logger = logging.getLogger("ipadapter_instruct")
 
@@ -57,10 +58,8 @@ FREE_SETTINGS = {
 }
 
 
-class BuildConfig(BaseModel):
+class BuildConfig(Settings):
     """Where samples come from, and how they are kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     source: Annotated[Replication | Style | Object | Composition | Face | Own, Field(discriminator="kind")]
     """The source dataset and its files."""

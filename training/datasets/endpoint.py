@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import requests
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 from training.datasets.sample import decode_picture, encode_picture
 from training.files import write_atomically
+from training.settings import Settings
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
@@ -24,10 +25,8 @@ Answer = TypeVar("Answer")
 PASSING_STATUS = frozenset({408, 409, 425, 429})  # worth asking again, as are all of 500 and above
 
 
-class Endpoint(BaseModel):
+class Endpoint(Settings):
     """Where questions go, and what to do when no usable answer comes back."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     url: str = Field(default="", pattern=r"^(https?://\S+)?$")
     """Base URL of an OpenAI-compatible endpoint, such as https://api.openai.com/v1; empty: nothing can be asked."""

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ipadapter_instruct_core.tasks import Task, phrase
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from training.evaluate.grids import models_grid, rewordings_grid
 from training.evaluate.index import read_index, read_lines
 from training.evaluate.scores import metric_title, shown, title
 from training.frozen.metrics import TASK_METRICS, Embedder
+from training.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,10 +35,8 @@ TASKS = tuple(TASK_METRICS)
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # label: steps, values
 
 
-class FiguresConfig(BaseModel):
+class FiguresConfig(Settings):
     """What to draw; each part is left out where its source is not given."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     output: Path
     """Folder that the figures are written into."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from training.frozen.encoders import EncoderPaths
 from training.instructions.choose import Wording
 
@@ -20,8 +20,6 @@ def _listed(value: object) -> object:
 
 class EvaluateConfig(EncoderPaths):
     """Settings of `python -m training evaluate`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     rows: dict[str, dict[str, Path]]
     """Rows of the table, each with its adapter files by task; "all" stands for the tasks not named."""

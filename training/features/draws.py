@@ -11,8 +11,9 @@ from enum import Enum
 import numpy as np
 import torch
 from ipadapter_instruct_core.tasks import Task
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
+from training.settings import Settings
 
 
 class Dropped(Enum):
@@ -52,10 +53,8 @@ class Dropped(Enum):
         return self in (Dropped.NOTHING, Dropped.TEXT, Dropped.IMAGE)
 
 
-class Dropout(BaseModel):
+class Dropout(Settings):
     """How often conditions are dropped; IPAdapter's three shares of 5 %, and one for the image row."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     text: float = Field(default=0.05, ge=0)
     """The text prompt alone; a replication sample, or any where there are none, is told "everything" (that row)."""

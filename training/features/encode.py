@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from ipadapter_instruct_core.tasks import Task
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 from training.datasets.index import Shards, index_of
@@ -39,8 +39,6 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float
 
 class EncodeConfig(EncoderPaths):
     """Settings of `python -m training encode`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: list[Path]
     """Folders of shards, as `build` writes them."""

@@ -12,17 +12,15 @@ from ipadapter_instruct_core.config import InstructionEncoder
 from ipadapter_instruct_core.encoders import CLIP_MEAN, CLIP_STD, OpenClip, load_open_clip, preprocess
 from ipadapter_instruct_core.tasks import EVERYTHING_ROW
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from training.frozen.base import FrozenBase, fingerprint, load_base
+from training.settings import Settings
 
 CLIP_L = "clip-l"
 
 
-class EncoderPaths(BaseModel):
+class EncoderPaths(Settings):
     """Where the frozen models are; nothing is downloaded."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base: Path
     """Base model: a diffusers folder, or of SD1.5 and SDXL a single-file .safetensors checkpoint."""

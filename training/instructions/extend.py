@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from ipadapter_instruct_core.tasks import Task
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from training.datasets.endpoint import Endpoint, ask
 from training.files import write_atomically
 from training.instructions import BANK, KEYWORDS, UNSEEN, keeps_to_its_task, load, plain
+from training.settings import Settings
 
 logger = logging.getLogger("ipadapter_instruct")
 
@@ -26,10 +27,8 @@ WHAT = {
 }
 
 
-class InstructionsConfig(BaseModel):
+class InstructionsConfig(Settings):
     """Ask a chat endpoint for more wordings of a task's instruction and add those that pass to the bank."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     task: Literal["everything", "style", "composition", "object", "face", "all"] = "all"
     """The task to find wordings for."""

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from ipadapter_instruct_core.checkpoint import check_target, load, save
-from pydantic import BaseModel, ConfigDict
+from training.settings import Settings
 from training.train import checkpoints
 from training.train.settings import FREE_SETTINGS
 from training.train.state import ADAPTER, AVERAGE
@@ -13,10 +13,8 @@ from training.train.state import ADAPTER, AVERAGE
 log = logging.getLogger("ipadapter_instruct")
 
 
-class ExportConfig(BaseModel):
+class ExportConfig(Settings):
     """Settings of `python -m training export`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     run: Path
     """Folder of the run."""

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ipadapter_instruct_core.tasks import Task
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from training.features.draws import Dropout
 from training.frozen.encoders import CLIP_L
 from training.held import defaults_of, hold
+from training.settings import Settings
 from training.train.adapter import Projector
 
 # What may change when a run goes on: none of these changes what is learned. Files may have moved; that they hold the
@@ -21,10 +22,8 @@ FREE_SETTINGS = {
 }  # fmt: skip
 
 
-class Validation(BaseModel):
+class Validation(Settings):
     """What is looked at while training: always the same held-out samples, seeds and instructions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     every: int = Field(default=2000, ge=0)
     """Steps between validations; 0 for none."""
@@ -40,10 +39,8 @@ class Validation(BaseModel):
     """An open_clip model, both towers, for CLIP-I, CLIP-T, CLIP-P and CLIP-S; none: no scores."""
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """Settings of `python -m training train`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base: Path
     """Frozen base model: a diffusers folder, or of SD1.5 and SDXL a single-file .safetensors checkpoint."""

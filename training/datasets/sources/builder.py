@@ -7,11 +7,11 @@ from typing import ClassVar, NamedTuple
 
 from ipadapter_instruct_core.tasks import Task
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
 from training.datasets.sample import Sample
 from training.datasets.sources.files import Place, kept
 from training.datasets.sources.folders import LeftOut
 from training.datasets.targets.settings import Generation
+from training.settings import Settings
 
 
 def chance(*names: object) -> int:
@@ -58,10 +58,8 @@ def captioned(task: Task, pictures: Iterable[tuple[str, Place, str] | LeftOut]) 
         yield Item(name, group=name, task=task, condition=place, prompt=caption, condition_prompt=caption)
 
 
-class Source(BaseModel):
+class Source(Settings):
     """A source dataset: the settings of its builder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     generation: ClassVar[str] = ""  # the setting that holds how targets are generated
 

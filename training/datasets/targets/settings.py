@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from training.settings import Settings
 
 
-class Generation(BaseModel):
+class Generation(Settings):
     """How target pictures are generated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     base: Path
     """Base model: a diffusers folder or a single-file checkpoint."""
