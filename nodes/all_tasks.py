@@ -12,7 +12,15 @@ from .schema import supported
 from .types import CATEGORY, Instruction
 
 OF_THE_PAPER = tuple(Task)[:5]
+FIRST = tuple(Task)[:9]  # those of later tasks stand behind all else: saved graphs know widgets by their places
 MOST = 64
+
+
+def ticks(tasks: tuple[Task, ...]) -> list[io.Boolean.Input]:
+    return [
+        io.Boolean.Input(task.value, default=task in OF_THE_PAPER, tooltip=f"Whether to take the task: {phrase(task)}.")
+        for task in tasks
+    ]
 
 
 class AllTasks(io.ComfyNode):
@@ -28,12 +36,7 @@ class AllTasks(io.ComfyNode):
             search_aliases=["ip-adapter", "compare", "instructions", "style transfer"],
             inputs=[
                 *readers(),
-                *(
-                    io.Boolean.Input(
-                        task.value, default=task in OF_THE_PAPER, tooltip=f"Whether to take the task: {phrase(task)}."
-                    )
-                    for task in Task
-                ),
+                *ticks(FIRST),
                 io.String.Input(
                     "wordings",
                     display_name="own wordings, one a line",
@@ -44,6 +47,7 @@ class AllTasks(io.ComfyNode):
                     "(style: borrow the brush strokes); without one it is everything.",
                 ),
                 *prompts(),
+                *ticks(tuple(Task)[len(FIRST) :]),
             ],
             outputs=[
                 Instruction.Output(display_name="instruction", is_output_list=True),

@@ -123,7 +123,8 @@ def prompts() -> list[io.Input]:
             multiline=True,
             placeholder="the negative prompt",
             dynamic_prompts=True,
-            tooltip="The negative prompt. It becomes the output 'negative'; the released SD1.5 weights read it too.",
+            tooltip="The negative prompt. It becomes the output 'negative'; the released SD1.5 and SD3 weights read it "
+            "too.",
         ),
         io.Clip.Input(
             "prompt_clip",

@@ -167,8 +167,8 @@ def install_python_packages(place: Place) -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 10):  # noqa: UP036 (an older Python is what this line is for)
-        raise SystemExit(f"setup: Python 3.10 or newer is needed, this is {sys.version.split()[0]}.")
+    if sys.version_info < (3, 11):  # noqa: UP036 (an older Python is what this line is for)
+        raise SystemExit(f"setup: Python 3.11 or newer is needed, this is {sys.version.split()[0]}.")
     parser = argparse.ArgumentParser(prog="python3 -m tools.setup.install", description=__doc__)
     parser.add_argument("--host", metavar="DIR", help="a folder with another ComfyUI, of which nothing is changed")
     place = place_of(parser.parse_args().host)
