@@ -21,7 +21,7 @@ from .prepared import prepare
 
 RUN = "ipadapter_instruct_run"
 STRETCHES = 256  # of a curve over the noise levels
-MOST_CALLS = 16  # kept at once: context windows that move with each step come in any number
+MOST_WINDOWS = 16  # kept at once: context windows that move with each step come in any number
 # Guiders' names of the lists whose rows carry the picture; every other list counts as negative.
 POSITIVE_LISTS = ("positive", "middle")
 KNOWN_LISTS = (*POSITIVE_LISTS, "negative")
@@ -73,7 +73,8 @@ class SamplingRun:
         self.kept: list[Kept] = []
         self.alone: dict[Row, Alone] = {}
         self.rows = 0  # of all lists of the last evaluation
-        self.calls: OrderedDict[tuple, ModelCall] = OrderedDict()
+        self.calls: dict[tuple, ModelCall] = {}
+        self.windows: OrderedDict[tuple, ModelCall] = OrderedDict()  # those of some of the latents alone
         self.masks: dict[tuple, Tensor] = {}  # each application's, by area and size
         self._derived_uuids: dict[tuple[uuid.UUID | None, Row], uuid.UUID] = {}
         sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -185,12 +186,14 @@ class SamplingRun:
         cells = tuple(self.cells.get(key, Cell(Row.UNCOND)) for key in uuids)
         indices = self._items_of(options, len(x) // max(len(cells), 1))
         key = (cells, shown, indices if self._by_latent else len(indices), x.shape, x.device, dtype, active)
-        if key not in self.calls:
-            self.calls[key] = ModelCall(self, cells, shown, indices, x, dtype, active)
-            if len(self.calls) > MOST_CALLS:
-                self.calls.popitem(last=False)
-        self.calls.move_to_end(key)
-        return self.calls[key].at(options.get("sigmas"))
+        calls = self.windows if self._by_latent and indices != tuple(range(self.items)) else self.calls
+        if key not in calls:
+            calls[key] = ModelCall(self, cells, shown, indices, x, dtype, active)
+        if calls is self.windows:
+            self.windows.move_to_end(key)
+            if len(self.windows) > MOST_WINDOWS:
+                self.windows.popitem(last=False)
+        return calls[key].at(options.get("sigmas"))
 
     def _items_of(self, options: dict[str, Any], length: int) -> tuple[int, ...]:
         """Which latents of the batch a call holds for each row, where it holds ``length`` of them."""

@@ -10,6 +10,7 @@ from .memory import HostedOpenClip, intermediate, on
 
 # Larger than any CLIP's number of layers, which the host's text towers take for "the last, normed one".
 LAST_LAYER = -100
+LENGTH = 77  # of CLIP-L, which adapters were trained with
 
 
 def encode_text(clip: Any, text: str, config: AdapterConfig, literal: bool) -> Tensor:
@@ -92,9 +93,11 @@ def _encode_clip_l(clip: Any, text: str, config: AdapterConfig, literal: bool) -
             "This adapter reads CLIP-L, which the connected CLIP does not hold; connect the CLIP of an SD1.5, "
             "SDXL or SD3 checkpoint, or Load CLIP with clip_l.safetensors."
         )
-    chunks = clip.tokenize(text, disable_weights=literal)["l"]
-    _warn_of_cut(_words(clip, chunks[1:]), literal)
-    chunk = [(token[0], 1.0) for token in chunks[0]]
+    first, *others = clip.tokenize(text, disable_weights=literal)["l"]
+    chunk = [(token[0], 1.0) for token in first]
+    if len(first) > LENGTH:  # a Long-CLIP: its first places, which look at none behind them, are CLIP-L's
+        chunk[LENGTH - 1] = (clip.tokenizer.clip_l.end_token, 1.0)
+    _warn_of_cut(_words(clip, [first[LENGTH - 1 :], *others] if len(first) > LENGTH else others), literal)
     clip.load_model()
     tower.reset_clip_options()
     try:
@@ -110,7 +113,7 @@ def _encode_clip_l(clip: Any, text: str, config: AdapterConfig, literal: bool) -
             f"This adapter reads instructions that are {config.instruction_width} wide, but the connected CLIP-L is "
             f"{hidden.shape[-1]} wide; connect the CLIP that the adapter was trained with."
         )
-    return intermediate(hidden)
+    return intermediate(hidden[:, :LENGTH])
 
 
 def _words(clip: Any, chunks: list) -> str:

@@ -18,6 +18,7 @@ from .others import meet_rows, read_predictions
 from .run import ADDED, RUN, Alone, Kept, SamplingRun
 
 Sigma = Callable[[], float]
+APART = "A sampler or patch evaluates a step's two prompts apart, in its own way: simple guidance is used."
 PATIENCE = 3  # evaluations whose guidance we were never asked to correct
 UNMOVED = 1e-2  # of what guidance would change: less than that is no guidance
 NO_ROOM = ("out of memory", "VRAM grow failed", "VRAM reservation failed")  # of any device; of newer hosts' own memory
@@ -200,7 +201,9 @@ def _keep_what_was_evaluated_alone(run: SamplingRun, args: dict[str, Any]) -> No
             derived = {row: run.derive(row, uncond.conds, full.conds, lambda: float(args["sigma"][0])) for row in ADDED}
             run.kept.append(Kept(full.scales, pair, {}, derived, others=True))
         else:
-            run.warn("Another patch evaluates a step's two prompts apart, in its own way: simple guidance is used.")
+            run.warn(APART)
+    elif run.alone and args["uncond_denoised"] is not None:  # a guider that holds one of the lists by itself
+        run.warn(APART)
     run.alone.clear()
 
 

@@ -68,9 +68,14 @@ def models_file(server: ComfyServer) -> Iterator[Callable[[str, str, Any], str]]
 
 @pytest.fixture(autouse=True)
 def _as_the_host_runs_nodes() -> Iterator[None]:
+    forget_dead_models()  # an error's frames may have kept some beyond the test before
     with torch.inference_mode():
         yield
-    # Of chains of clones that ended with the test, whose parents a graph would keep: for each that it lists, the host
-    # collects all garbage before every run, which took up to four fifths of these tests' time.
+    forget_dead_models()
+
+
+def forget_dead_models() -> None:
+    """Take chains of clones that ended with a test, whose parents a graph would keep, from the host's list: for each in
+    it, the host collects all garbage before every run, which took up to four fifths of these tests' time."""
     loaded = management.current_loaded_models
     loaded[:] = [each for each in loaded if each.model is not None]

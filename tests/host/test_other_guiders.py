@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import uuid
 from types import SimpleNamespace
 from typing import Any
 
@@ -343,3 +344,23 @@ def test_weight_0_and_our_guider(bench: Bench) -> None:
     lists = (bench.positive, bench.negative)
     guider = node("guider", "Guider").execute(applied.args[0], *lists, CFG, 2.0, 1.5).args[0]
     assert torch.equal(bench.denoised(guider), bench.cfg(bench.model))
+
+
+class NegativeOfItsOwn(comfy.samplers.CFGGuider):
+    """As newer hosts' guider of two models: a call for each list, the negative's of a copy that nobody has named."""
+
+    def predict_noise(self, x: Any, timestep: Any, model_options: Any = {}, seed: Any = None) -> torch.Tensor:
+        lists = [self.conds["positive"], [cond | {"uuid": uuid.uuid4()} for cond in self.conds["negative"]]]
+        cond, uncond = (
+            comfy.samplers.calc_cond_batch(self.inner_model, [some], x, timestep, model_options)[0] for some in lists
+        )
+        return comfy.samplers.cfg_function(
+            self.inner_model, cond, uncond, self.cfg, x, timestep, model_options, *lists
+        )  # fmt: skip
+
+
+def test_a_negative_that_is_a_copy_is_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    each = bench.application(three_way=SCALES)
+    found = bench.denoised(guider_of(bench, NegativeOfItsOwn, bench.apply(each), CFG))
+    assert_same(found, simple_guidance(bench, each), 1e-4)
+    assert "evaluates a step's two prompts apart" in caplog.text

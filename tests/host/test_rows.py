@@ -253,7 +253,8 @@ def test_windows_that_move_with_each_step_leave_little_behind(bench: Bench, pict
             options = c["transformer_options"] | {"ad_params": {"sub_idxs": window}}
             part = {**c, "c_crossattn": c["c_crossattn"][places], "transformer_options": options}
             out[places] = apply_model(x[places], timestep[places], **part)
-            kept.append(len(options[run_module.RUN].calls))
+            run = options[run_module.RUN]
+            kept.append(len(run.calls) + len(run.windows))
         return out
 
     model.set_model_unet_function_wrapper(in_halves)
