@@ -16,7 +16,7 @@ FIRST = tuple(Task)[:9]  # those of later tasks stand behind all else: saved gra
 MOST = 64
 
 
-def ticks(tasks: tuple[Task, ...]) -> list[io.Boolean.Input]:
+def _ticks(tasks: tuple[Task, ...]) -> list[io.Boolean.Input]:
     return [
         io.Boolean.Input(task.value, default=task in OF_THE_PAPER, tooltip=f"Whether to take the task: {phrase(task)}.")
         for task in tasks
@@ -36,7 +36,7 @@ class AllTasks(io.ComfyNode):
             search_aliases=["ip-adapter", "compare", "instructions", "style transfer"],
             inputs=[
                 *readers(),
-                *ticks(FIRST),
+                *_ticks(FIRST),
                 io.String.Input(
                     "wordings",
                     display_name="own wordings, one a line",
@@ -47,7 +47,7 @@ class AllTasks(io.ComfyNode):
                     "(style: borrow the brush strokes); without one it is everything.",
                 ),
                 *prompts(),
-                *ticks(tuple(Task)[len(FIRST) :]),
+                *_ticks(tuple(Task)[len(FIRST) :]),
             ],
             outputs=[
                 Instruction.Output(display_name="instruction", is_output_list=True),

@@ -97,7 +97,7 @@ def _encode_clip_l(clip: Any, text: str, config: AdapterConfig, literal: bool) -
     chunk = [(token[0], 1.0) for token in first]
     if len(first) > LENGTH:  # a Long-CLIP: its first places, which look at none behind them, are CLIP-L's
         chunk[LENGTH - 1] = (clip.tokenizer.clip_l.end_token, 1.0)
-    _warn_of_cut(_words(clip, [first[LENGTH - 1 :], *others] if len(first) > LENGTH else others), literal)
+    _warn_of_cut(_words(clip, [first[LENGTH - 1 :], *others]), literal)  # the end token is no word
     clip.load_model()
     tower.reset_clip_options()
     try:

@@ -193,16 +193,13 @@ def correct_guidance(args: dict[str, Any]) -> Tensor:
 def _keep_what_was_evaluated_alone(run: SamplingRun, args: dict[str, Any]) -> None:
     """Where another pack evaluates the sampler's two lists in a call each (SkipLayerGuidanceDiTSimple does), the added
     rows are evaluated now."""
-    if run.alone.keys() == {Row.FULL, Row.UNCOND} and args["uncond_denoised"] is not None:
-        full, uncond = run.alone[Row.FULL], run.alone[Row.UNCOND]
-        pair = (full.prediction, uncond.prediction)
-        if pair[0] is args["cond_denoised"] and pair[1] is args["uncond_denoised"]:
-            run.places = {Row.FULL: 0, Row.UNCOND: 1}
-            derived = {row: run.derive(row, uncond.conds, full.conds, lambda: float(args["sigma"][0])) for row in ADDED}
-            run.kept.append(Kept(full.scales, pair, {}, derived, others=True))
-        else:
-            run.warn(APART)
-    elif run.alone and args["uncond_denoised"] is not None:  # a guider that holds one of the lists by itself
+    pair = args["cond_denoised"], args["uncond_denoised"]
+    full, uncond = run.alone.get(Row.FULL), run.alone.get(Row.UNCOND)
+    if full and uncond and full.prediction is pair[0] and uncond.prediction is pair[1]:
+        run.places = {Row.FULL: 0, Row.UNCOND: 1}
+        derived = {row: run.derive(row, uncond.conds, full.conds, lambda: float(args["sigma"][0])) for row in ADDED}
+        run.kept.append(Kept(full.scales, pair, {}, derived, others=True))
+    elif run.alone and pair[1] is not None:  # in a way of its own, or a guider holds one of the lists by itself
         run.warn(APART)
     run.alone.clear()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import inside
 import torch
-from tools.tiny.models import sd3_checkpoint
+from tools.tiny.models import TINY_NAMES, sd3_checkpoint
 from torch import Tensor
 
 pack = inside.start()
@@ -155,6 +155,12 @@ class Sd3Bench(Bench):
 
     def noisy(self, x: Tensor, sigma: float) -> Tensor:
         return x
+
+
+def sd3_of(models: Path) -> Sd3Bench:
+    """SD3 of four blocks, with two joint attentions that the adapter adds to."""
+    names = ("sd3_medium_incl_clips_t5xxlfp8.safetensors", "ip-adapter-instruct-sd3.bin")
+    return Sd3Bench(models, *(TINY_NAMES[name] for name in names), torch.float32)
 
 
 def assert_same(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:

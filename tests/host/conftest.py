@@ -13,7 +13,7 @@ from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, SD35_ADAPTER, SD35_CH
 inside.start()
 
 import comfy.model_management as management  # noqa: E402
-from bench import Bench, Sd3Bench  # noqa: E402
+from bench import Bench, Sd3Bench, sd3_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,7 @@ def full_bench(tiny_models: Path) -> Bench:
 
 @pytest.fixture(scope="session")
 def sd3_bench(tiny_models: Path) -> Sd3Bench:
-    """SD3 of four blocks, with two joint attentions that the adapter adds to."""
-    checkpoint = TINY_NAMES["sd3_medium_incl_clips_t5xxlfp8.safetensors"]
-    return Sd3Bench(tiny_models, checkpoint, TINY_NAMES["ip-adapter-instruct-sd3.bin"], torch.float32)
+    return sd3_of(tiny_models)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ as they are loaded, and MODELs that the host streams. On a CPU it streams nothin
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import comfy.model_patcher
 import comfy.utils
 import pytest
 import torch
-from bench import Bench, Sd3Bench, ThreeWay, assert_differs, assert_same, host_memory, simple_guidance
+from bench import Bench, ThreeWay, assert_differs, assert_same, host_memory, sd3_of, simple_guidance
 from safetensors.torch import load_file
-from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT, TINY_NAMES
+from tools.tiny.models import MIN_ADAPTER, MIN_CHECKPOINT
 
 pytestmark = pytest.mark.skipif(
     not hasattr(comfy.model_patcher, "ModelPatcherDynamic") or importlib.util.find_spec("comfy_aimdo") is None,
@@ -50,15 +49,9 @@ def switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["sd15", "sd3"])
-def bench(request: pytest.FixtureRequest, tiny_models: Path, switched_on: None) -> Iterator[Bench]:
-    if request.param == "sd15":
-        yield Bench(tiny_models, MIN_CHECKPOINT, MIN_ADAPTER, torch.float32)
-    else:
-        names = (
-            TINY_NAMES[f"{name}"]
-            for name in ("sd3_medium_incl_clips_t5xxlfp8.safetensors", "ip-adapter-instruct-sd3.bin")
-        )
-        yield Sd3Bench(tiny_models, *names, torch.float32)
+def bench(request: pytest.FixtureRequest, tiny_models: Path, switched_on: None) -> Bench:
+    sd15 = request.param == "sd15"
+    return Bench(tiny_models, MIN_CHECKPOINT, MIN_ADAPTER, torch.float32) if sd15 else sd3_of(tiny_models)
 
 
 @pytest.mark.parametrize("delegated", [False, True])
