@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .config import AdapterConfig, encoder_of_width
 from .image_kv import Layer, image_key_values
-from .projector import Projector
+from .projector import NEW_LAYER_SIGMA, Projector
 
 
 class Adapter(nn.Module):
@@ -73,9 +73,14 @@ class Adapter(nn.Module):
         return pairs
 
     def with_instruction(
-        self, instruction_width: int, prompt_width: int | None = None, generator: torch.Generator | None = None
+        self,
+        instruction_width: int,
+        prompt_width: int | None = None,
+        generator: torch.Generator | None = None,
+        sigma: float = NEW_LAYER_SIGMA,
     ) -> "Adapter":
-        """A trainable instruct adapter that starts from this plain IPAdapter+ and equals it exactly (Sec. 3.5)."""
+        """A trainable instruct adapter that starts from this plain IPAdapter+ and equals it exactly (Sec. 3.5), its new
+        layers' noise of standard deviation ``sigma``."""
         config = replace(
             self.config,
             instruction_width=instruction_width,
@@ -83,7 +88,7 @@ class Adapter(nn.Module):
             instruction_encoder=encoder_of_width(instruction_width),
         )
         adapter = Adapter(config)
-        adapter.image_proj.initialise_new_layers(generator)
+        adapter.image_proj.initialise_new_layers(generator, sigma)
         unknown = adapter.load_state_dict(self.state_dict(), strict=False).unexpected_keys
         assert not unknown, unknown
         return adapter

@@ -72,15 +72,18 @@ class Projector(nn.Module):
         project, norm = (self.get_submodule(f"{name}{self.config.output_suffix}") for name in ("proj_out", "norm_out"))
         return norm(project(latents))
 
-    def initialise_new_layers(self, generator: torch.Generator | None = None) -> None:
+    def initialise_new_layers(self, generator: torch.Generator | None = None, sigma: float = NEW_LAYER_SIGMA) -> None:
         """Start the layers that IPAdapter+ lacks as the paper does (Sec. 3.5): noise inside, zero at the end.
 
         With the final weight of each residual branch at zero, the projector equals IPAdapter+'s exactly.
+
+        Args:
+            sigma: standard deviation of the noise. The first gradients of the zeros grow with it.
         """
         for name in ("prompt_layers", "new_input_layers"):
             for attention, feed in getattr(self, name, []):
                 for parameter in [*attention.parameters(), *feed.parameters()]:
                     if parameter.ndim > 1:
-                        nn.init.normal_(parameter, std=NEW_LAYER_SIGMA, generator=generator)
+                        nn.init.normal_(parameter, std=sigma, generator=generator)
                 nn.init.zeros_(attention.to_out.weight)
                 nn.init.zeros_(feed[-1].weight)

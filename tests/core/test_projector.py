@@ -36,14 +36,17 @@ def test_it_follows_instructions_once_a_final_weight_is_not_zero(
 
 
 @PROMPT_WIDTHS
-def test_new_layers_start_as_white_noise_with_zeros_at_the_end(plus: Adapter, prompt_width: int | None) -> None:
-    fresh = plus.with_instruction(24, prompt_width, torch.Generator().manual_seed(0)).image_proj
+@pytest.mark.parametrize("sigma", [NEW_LAYER_SIGMA, 0.07])
+def test_new_layers_start_as_white_noise_with_zeros_at_the_end(
+    plus: Adapter, prompt_width: int | None, sigma: float
+) -> None:
+    fresh = plus.with_instruction(24, prompt_width, torch.Generator().manual_seed(0), sigma).image_proj
     stacks = [fresh.new_input_layers, *([fresh.prompt_layers] if prompt_width else [])]
     for attention, feed in (layer for stack in stacks for layer in stack):
         assert not attention.to_out.weight.any() and not feed[-1].weight.any()
         for linear in (attention.to_q, attention.to_kv, feed[1]):
-            assert float(linear.weight.detach().std()) == pytest.approx(NEW_LAYER_SIGMA, rel=0.1)
-            assert float(linear.weight.detach().mean()) == pytest.approx(0.0, abs=NEW_LAYER_SIGMA / 10)
+            assert float(linear.weight.detach().std()) == pytest.approx(sigma, rel=0.1)
+            assert float(linear.weight.detach().mean()) == pytest.approx(0.0, abs=sigma / 10)
     assert NEW_LAYER_SIGMA == 1e-4
 
 

@@ -9,6 +9,7 @@ import torch
 from ipadapter_instruct_core.adapter import Adapter
 from ipadapter_instruct_core.checkpoint import load
 from ipadapter_instruct_core.config import AdapterConfig, Base, Form, InstructionEncoder
+from ipadapter_instruct_core.projector import NEW_LAYER_SIGMA
 from torch import Tensor, nn
 from torch.profiler import record_function
 from training.frozen.fit import check_fit
@@ -60,6 +61,7 @@ def start_adapter(
     instruction_encoder: InstructionEncoder,
     seed: int,
     network: nn.Module | None = None,
+    sigma: float = NEW_LAYER_SIGMA,
 ) -> Adapter:
     """The adapter that training starts from.
 
@@ -70,6 +72,7 @@ def start_adapter(
         widths: of the features: ``image``, ``instruction``, ``prompt``, and ``text``, the UNet's context.
         layers: the base's attentions that layers add to, as `network.prepare` lists them.
         network: the base's, whose own keys and values the layers of SD3 and SD3.5 start from; not read on others.
+        sigma: of the new layers' noise.
 
     Raises:
         ValueError: the file does not fit the base, the features or the projector asked for.
@@ -89,7 +92,7 @@ def start_adapter(
             layers=tuple(layers),
         )
         adapter = Adapter(config)
-        adapter.image_proj.initialise_new_layers(generator)
+        adapter.image_proj.initialise_new_layers(generator, sigma)
         if config.form is not Form.CROSS:
             assert network is not None
             initialise_layers(adapter, network)
@@ -99,7 +102,7 @@ def start_adapter(
     if adapter.config.follows_instructions:
         _check_encoder(start.name, adapter.config, instruction_encoder)
     elif instruction_width is not None:
-        adapter = adapter.with_instruction(instruction_width, prompt_width, generator)
+        adapter = adapter.with_instruction(instruction_width, prompt_width, generator, sigma)
     if (adapter.config.instruction_width, adapter.config.prompt_width) != (instruction_width, prompt_width):
         raise ValueError(
             f"{start.name} has instructions {adapter.config.instruction_width} wide and prompts "

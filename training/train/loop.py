@@ -146,6 +146,7 @@ class Trainer:
             instruction_encoder(self.source, self.encoders),
             config.seed,
             base.network,
+            config.new_layer_sigma,
         )
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         # diffusers' own `to` warns of layers that SD has not.

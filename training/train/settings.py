@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from ipadapter_instruct_core.projector import NEW_LAYER_SIGMA
 from ipadapter_instruct_core.tasks import Task
 from pydantic import Field, model_validator
 from training.features.draws import Dropout
@@ -64,6 +65,9 @@ class TrainConfig(Settings):
     """Adapter to start from: IPAdapter+ (gets the paper's new layers) or instruct weights; none: from scratch."""
     projector: Projector = "paper"
     """"paper" reads picture and instruction, "released" the prompt too, "ip-adapter-plus" only the picture."""
+    new_layer_sigma: float = Field(NEW_LAYER_SIGMA, gt=0)
+    """Standard deviation of the weights inside the layers that a start from IPAdapter+ lacks; the last of each branch
+    are zero, so that training begins at IPAdapter+ whatever this is. The paper's is 1e-4; more is heard sooner."""
     tasks: dict[Task, float] = Field(default_factory=dict)
     """Tasks and their weights in the mixture; by default all that the data hold, alike."""
     instructions: Literal["bank", "fixed"] = "bank"

@@ -77,7 +77,8 @@ class Validator:
             for part in parts:
                 for name, found in part.values.items():
                     values[name] += found
-            figures[task.value] = _figures(values)
+            if values:  # else none of its samples could be read again
+                figures[task.value] = _figures(values)
             rows = {number: row for part in parts for number, row in part.rows.items()}
             if self.settings.pictures and self.embedder is not None:
                 _warn_of_missing(task, values)
@@ -89,33 +90,40 @@ class Validator:
 
     def _part(self, task: Task, places: Sequence[int], adapter: Adapter) -> Part:
         part, settings = Part(), self.settings
-        self._add_losses(part, adapter, self._share(self._draws(task, places[: settings.samples])))
-        drawn = self._draws(task, places[: settings.pictures]) if settings.pictures else []
-        share = self._share(list(enumerate(drawn)))
+        self._add_losses(part, adapter, [draw for _, draw in self._share(task, places[: settings.samples])])
+        share = self._share(task, places[: settings.pictures])
         for start in range(0, len(share), AT_ONCE):
             self._add_pictures(part, task, adapter, dict(share[start : start + AT_ONCE]))
         return part
 
-    def _share(self, items: Sequence[Any]) -> Sequence[Any]:
-        return items[self.rank :: self.world]
+    def _share(self, task: Task, places: Sequence[int]) -> list[tuple[int, Draw]]:
+        """This process's draws by their numbers, but those whose samples a disk does not give any more."""
+        numbered = list(enumerate(self._draws(task, places)))[self.rank :: self.world]
+        return [(number, draw) for number, draw in numbered if not self._fault(task, draw.sample)]
+
+    def _fault(self, task: Task, place: int) -> str:
+        """Why a sample cannot be read; nothing where it can."""
+        try:
+            self.source.item(Draw(task, place, 0.0, Dropped.NOTHING, 0, 0))
+            self.source.pictures(place)
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            if out_of_files(error):
+                raise
+            log.warning("train: skipped %s: %s", self.source.shards.name(place), error)
+            return str(error) or type(error).__name__
+        return ""
 
     def _readable_places(self) -> dict[Task, list[int]]:
-        """The first samples of each task; those that cannot be read are counted now, not met in the middle of a run."""
+        """The first samples of each task that can be read; the others are counted."""
         places: dict[Task, list[int]] = {}
         for task, candidates in self.source.by_task.items():
             for place in candidates:
                 if len(places.setdefault(task, [])) == max(self.settings.samples, self.settings.pictures):
                     break
-                try:
-                    self.source.item(Draw(task, place, 0.0, Dropped.NOTHING, 0, 0))
-                    self.source.pictures(place)
+                if fault := self._fault(task, place):
+                    self.source.tally.skip(self.source.shards.name(place), fault)
+                else:
                     places[task].append(place)
-                except (KeyError, TypeError, ValueError, OSError) as error:
-                    if out_of_files(error):
-                        raise
-                    name = self.source.shards.name(place)
-                    log.warning("train: skipped %s: %s", name, error)
-                    self.source.tally.skip(name, str(error))
         return {task: found for task, found in places.items() if found}
 
     def _draws(self, task: Task, places: Sequence[int]) -> list[Draw]:
@@ -123,7 +131,7 @@ class Validator:
 
         Seeds count within the task, so that runs on all tasks and on one are looked at alike.
         """
-        spread = self.base.schedule.config.num_train_timesteps / len(places)
+        spread = self.base.schedule.config.num_train_timesteps / max(len(places), 1)
         return [
             Draw(task, place, 0.0, Dropped.NOTHING, int((n + 0.5) * spread), noise_seed=n)
             for n, place in enumerate(places)
@@ -207,6 +215,8 @@ class Validator:
 
 def summary(figures: Mapping[str, Mapping[str, float]]) -> str:
     """The means over all tasks, as a sentence."""
+    if not figures:
+        return "no sample could be read"
     means = {
         name: math.fsum(of_task[name] for of_task in figures.values()) / len(figures)
         for name in ("loss", "listens_tokens", "listens_loss")

@@ -119,7 +119,14 @@ def test_parquet_pictures_are_read_row_by_row(tmp_path):
     assert [(place.read(), caption) for _, place, caption in reversed(found)] == list(
         zip(reversed(contents), "kjihgfedcba", strict=True)
     )
-    parquet.write_table(pyarrow.table({"jpg": contents}), tmp_path / "bare.parquet", row_group_size=4)
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "binary_view"])
+def test_pictures_of_every_type_of_bytes_are_found(tmp_path, kind):
+    contents = [f"picture {n}, longer than a view holds itself".encode() for n in range(11)]
+    table = pyarrow.table({"jpg": pyarrow.array(contents, getattr(pyarrow, kind)())})
+    parquet.write_table(table, tmp_path / "bare.parquet", row_group_size=4)
+    assert str(parquet.ParquetFile(tmp_path / "bare.parquet").schema_arrow.field("jpg").type) == kind
     assert [place.read() for _, place, _ in pictures_in(tmp_path / "bare.parquet")] == contents
 
 

@@ -61,6 +61,23 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[key].float() - b[key].float()).abs().max()) for key in a)
 
 
+@pytest.mark.parametrize("sigma", [None, 0.05])
+@pytest.mark.parametrize("start", ["start.safetensors", None])
+def test_the_new_layers_start_as_loud_as_the_settings_say(
+    workshop: Path, tmp_path: Path, start: str | None, sigma: float | None
+) -> None:
+    """By default as the paper's (Sec. 3.5)."""
+    changes = {} if sigma is None else {"new_layer_sigma": sigma}
+    trainer = made(workshop, tmp_path / "run", start=start and workshop / start, projector="released", **changes)
+    deviations = {
+        name: float(weight.detach().std())
+        for name, weight in trainer.model.named_parameters()
+        if "_layers." in name and name.endswith(("to_q.weight", "to_kv.weight", "1.1.weight"))
+    }
+    assert len(deviations) >= 6
+    assert deviations == pytest.approx(dict.fromkeys(deviations, sigma or 1e-4), rel=0.1)
+
+
 @pytest.mark.parametrize("projector", ["paper", "released"])
 def test_every_weight_learns_and_the_base_stays(workshop: Path, tmp_path: Path, projector: str) -> None:
     trainer = made(workshop, tmp_path / "run", projector=projector, steps=4, learning_rate=0.01)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from training.datasets.index import Shards
 from training.datasets.shards import Tally, write_shard
 from training.features.draws import Draws, Dropout
 from training.train import checkpoints, state
+from training.train.validation import Validator
 
 from runs import command, environment, train
 
@@ -169,6 +171,27 @@ def test_a_sample_that_the_disk_does_not_give_is_replaced_named_and_counted(
         assert f"style/{name}.tar/byte 0" in caplog.text
     assert "Input/output error" in caplog.text
     assert len((tmp_path / "run" / "validation.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_validation_sample_that_is_lost_on_the_way_is_left_out(
+    workshop: Path, features: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the second look the first of two can no longer be read, at the third none."""
+    looks, look = [], Validator.__call__
+
+    def counted(self: Validator, step: int, adapter: Any) -> dict[str, dict[str, float]]:
+        looks.append(step)
+        return look(self, step, adapter)
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(Validator, "__call__", counted)
+    failing_reads(monkeypatch, lambda start: len(looks) == 3 or (len(looks) == 2 and start == 0), errno.EIO)
+    looked = {"every": 1, "samples": 2, "pictures": 1, "steps": 1}
+    train(workshop, tmp_path / "run", steps=3, max_skipped=0.9, workers=0, validation=looked)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
+    assert [sorted(line) for line in lines[1:]] == [sorted(lines[0]), ["step"]]
+    assert lines[0]["style"]["loss"] != lines[1]["style"]["loss"]
+    assert "step 3, held out: no sample could be read" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
