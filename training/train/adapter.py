@@ -16,6 +16,10 @@ from training.frozen.fit import check_fit
 from training.frozen.network import Sites, is_joint, predict, sites
 from training.frozen.noise import noised
 
+# How the names of the layers begin that IPAdapter+ lacks.
+INSTRUCT = tuple(
+    f"image_proj.{name}" for name in ("new_input_layers.", "proj_new_input.", "prompt_layers.", "proj_prompt_input.")
+)
 Projector = Literal["paper", "released", "ip-adapter-plus"]
 # Widths and heads of the published adapters (IPAdapter+ and IPAdapter-Instruct), for a start from scratch.
 SCRATCH = {
@@ -120,6 +124,12 @@ def _check_encoder(name: str, config: AdapterConfig, encoder: InstructionEncoder
             f"{name} was trained with instructions by {config.instruction_encoder.value}, these are by "
             f"{encoder.value}; encode them with the encoder that it was trained with."
         )
+
+
+def train_instruct_alone(adapter: Adapter) -> None:
+    """Only what reads the instruction, and the released projector's prompt, is to learn."""
+    for name, parameter in adapter.named_parameters():
+        parameter.requires_grad_(name.startswith(INSTRUCT))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from training.features.stored import encode_batch
 from training.frozen.network import embedding, prepare
 from training.frozen.noise import follows_flow
 from training.train import checkpoints
-from training.train.adapter import TrainedAdapter, losses, start_adapter
+from training.train.adapter import TrainedAdapter, losses, start_adapter, train_instruct_alone
 from training.train.batches import Slots, loader
 from training.train.data import identity, instruction_encoder, load_data, state_widths
 from training.train.log import VALIDATION, RunLog, profiler
@@ -148,6 +148,8 @@ class Trainer:
             base.network,
             config.new_layer_sigma,
         )
+        if config.trained == "instruct":
+            train_instruct_alone(adapter)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         # diffusers' own `to` warns of layers that SD has not.
         move: Any = torch.nn.Module.to

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from training.train.adapter import INSTRUCT
 from training.train.settings import TrainConfig
 from training.train.state import whole
 
 # Parts of a `TrainedAdapter`, by how its parameters' names begin; the first that fits counts.
 PARTS = {
-    "instruct": tuple(
-        f"adapter.image_proj.{name}"
-        for name in ("new_input_layers.", "proj_new_input.", "prompt_layers.", "proj_prompt_input.")
-    ),
+    "instruct": tuple(f"adapter.{name}" for name in INSTRUCT),
     "projector": ("adapter.image_proj.",),
     "key_values": ("adapter.",),
 }

@@ -65,6 +65,8 @@ class TrainConfig(Settings):
     """Adapter to start from: IPAdapter+ (gets the paper's new layers) or instruct weights; none: from scratch."""
     projector: Projector = "paper"
     """"paper" reads picture and instruction, "released" the prompt too, "ip-adapter-plus" only the picture."""
+    trained: Literal["all", "instruct"] = "all"
+    """"instruct" trains the layers alone that read the instruction and the prompt; all else stays as in `start`."""
     new_layer_sigma: float = Field(NEW_LAYER_SIGMA, gt=0)
     """Standard deviation of the weights inside the layers that a start from IPAdapter+ lacks; the last of each branch
     are zero, so that training begins at IPAdapter+ whatever this is. The paper's is 1e-4; more is heard sooner."""
@@ -137,11 +139,13 @@ class TrainConfig(Settings):
     """Largest share of samples that may be damaged before the run stops."""
 
     @model_validator(mode="after")
-    def _one_source(self) -> Self:
+    def _fitting(self) -> Self:
         if (self.features is None) == (not self.data):
             raise ValueError("give either `features` (from encode) or `data` (from build)")
         if self.data and self.image_encoder is None:
             raise ValueError("training from raw shards needs `image_encoder`")
+        if self.trained == "instruct" and (self.start is None or self.projector == "ip-adapter-plus"):
+            raise ValueError('`trained = "instruct"` needs a `start`, and a `projector` that reads instructions')
         return self
 
 

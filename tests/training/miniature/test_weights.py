@@ -123,6 +123,9 @@ def test_expanded_adapters_are_plain_files_that_say_where_they_come_from(tmp_pat
         assert said == weights.about("adapter")
     narrow, shipped = checkpoint.read(tmp_path / "adapter.safetensors")[0], weights.read("adapter")
     assert all(torch.equal(narrow[key], shipped[key].half()) for key in shipped)
+    deaf = checkpoint.load(tmp_path / "adapter-deaf.safetensors")
+    assert not deaf.config.follows_instructions and len(deaf.state_dict()) > 60
+    assert all(torch.equal(tensor, narrow[key]) for key, tensor in deaf.state_dict().items())
 
 
 def test_the_cost_of_rounding_is_told_figure_by_figure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

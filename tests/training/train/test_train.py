@@ -61,6 +61,23 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[key].float() - b[key].float()).abs().max()) for key in a)
 
 
+@pytest.mark.parametrize("projector", ["paper", "released"])
+def test_the_instruct_layers_can_learn_alone(workshop: Path, tmp_path: Path, projector: str) -> None:
+    """Stopped and taken up again on the way; what they do not read stays bit for bit, in the average too."""
+    start, out = load(workshop / "start.safetensors").state_dict(), tmp_path / "run"
+    alone = {"trained": "instruct", "projector": projector, "learning_rate": 0.01, "ema": 0.5, "new_layer_sigma": 0.05}
+    first = made(workshop, tmp_path / "untrained", steps=2, **alone).state.weights(averaged=False)
+    train(workshop, out, steps=1, **alone)
+    found = train(workshop, out, steps=2, **alone)
+    changed = {key for key, tensor in found.items() if not torch.equal(tensor, first[key])}
+    new = {key for key in found if key not in start}
+    assert changed == {key for key in new if key.startswith("image_proj.")} and len(new) > 20
+    assert all(torch.equal(tensor, found[key]) for key, tensor in start.items())
+    average = weights(out, "average.safetensors")
+    assert {key for key, tensor in average.items() if not torch.equal(tensor, first[key])} == changed
+    assert log_of(out)[-1]["update_norm/instruct"] > 0 == log_of(out)[-1]["update_norm/key_values"]
+
+
 @pytest.mark.parametrize("sigma", [None, 0.05])
 @pytest.mark.parametrize("start", ["start.safetensors", None])
 def test_the_new_layers_start_as_loud_as_the_settings_say(

@@ -131,6 +131,13 @@ def test_one_source_of_samples_is_asked_for(workshop: Path, tmp_path: Path) -> N
         TrainConfig(**settings(workshop, tmp_path / "run", features=None, data=[workshop / "data" / "style"]))
 
 
+@pytest.mark.parametrize("change", [{"start": None}, {"projector": "ip-adapter-plus"}], ids=str)
+def test_instruct_layers_alone_need_the_rest(workshop: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    values = {"trained": "instruct", "start": workshop / "start.safetensors", **change}
+    with pytest.raises(ValidationError, match='`trained = "instruct"` needs a `start`, and a `projector` that reads'):
+        TrainConfig(**settings(workshop, tmp_path / "run", **values))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -20,8 +20,8 @@ ADAPTERS = {"adapter": "miniature", "adapter-plain": "miniature-plain"}  # shipp
 class ExpandConfig:
     """Attributes:
     out: folder for the models.
-    training: write what `python -m training` reads: ``diffusers/``, the narrow base, ``open_clip/``, and those of the
-        adapters that are there; in place of a models folder of ComfyUI.
+    training: write what `python -m training` reads: ``diffusers/``, the narrow base, ``open_clip/``, and the adapters
+        that are there, and `adapter-deaf`, to teach anew; in place of a models folder of ComfyUI.
     """
 
     out: Path = Path("runs/miniature/expanded")
@@ -57,9 +57,17 @@ def write_adapters(folder: Path) -> None:
 
 
 def write_narrow_adapters(folder: Path) -> list[Path]:
-    """Those of the adapters that are there, as `python -m training` starts from them; before training there is none."""
+    """Those of the adapters that are there, as `python -m training` starts from them; before training there is none.
+
+    With the one that follows instructions comes what is left of it without its instruction layers, an IPAdapter+.
+    """
     there = [name for name in ADAPTERS if weights.path_of(name).exists()]
-    return [write_half(weights.read(name), folder / f"{name}.safetensors", weights.about(name)) for name in there]
+    paths = [write_half(weights.read(name), folder / f"{name}.safetensors", weights.about(name)) for name in there]
+    if "adapter" in there:
+        deaf = {key: tensor for key, tensor in weights.read("adapter").items() if "new_input" not in key}
+        about = {"base": "sd15", "projector": "ip-adapter-plus"}
+        paths.append(write_half(deaf, folder / "adapter-deaf.safetensors", about))
+    return paths
 
 
 def write_clip(folder: Path) -> Path:
