@@ -154,7 +154,7 @@ def check_the_instruction(world: SmallWorld) -> None:
     "everything" the prompt wins too.
     """
     style, layout = (
-        world.rates(reworded(crossed_cases(False, task, CASES, SEED, whole=True), ("style", "layout")))
+        world.rates(reworded(crossed_cases(False, task, CASES, SEED, "whole"), ("style", "layout")))
         for task in (Task.STYLE, Task.COMPOSITION)
     )
     for figure, more, less in (("condition style", style, layout), ("condition layout", layout, style)):

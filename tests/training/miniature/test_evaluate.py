@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def test_each_figure_counts_the_cases_that_can_show_it() -> None:
         "condition colour": Rate(0, 1), "prompt colour": Rate(2, 2),
         "together": Rate(0, 3),
     }  # fmt: skip
+    watched = rates_of([replace(third, watched=("scene",))], [fish], np.zeros((1, 64, 64, 3), dtype=np.uint8))
+    assert watched == {"condition style": Rate(1, 1), "condition scene": Rate(0, 1), "together": Rate(0, 1)}
     assert first.unwanted == ("subject", "layout", "scene", "colour")
     assert second.unwanted == ("subject", "layout")
 
@@ -129,16 +132,17 @@ def test_crossed_conditions_are_the_same_for_every_task_and_agree_with_no_prompt
     for who, tasks in cases.CROSSED_TASKS.items():
         differing = cases.OF_PEOPLE if who == "people" else cases.OF_THINGS
         for task in tasks:
-            for whole in (False, True):
-                chosen = cases.crossed_cases(who == "people", task, 10, whole=whole)
+            for prompt in cases.PROMPTS:
+                chosen = cases.crossed_cases(who == "people", task, 10, prompt=prompt)
                 first = cases.crossed_cases(who == "people", Task.STYLE, 10)
                 assert [case.condition for case in chosen] == [case.condition for case in first]
                 assert not any(
                     getattr(c.condition, name) == getattr(c.target, name) for c in chosen for name in differing
                 )
                 said = {name for case in chosen for name in case.said}
-                assert whole or not said & set(cases.WANTED[task])
-                assert not whole or said >= set(differing)
+                assert prompt == "whole" or not said & set(cases.WANTED[task])
+                assert prompt != "whole" or said >= set(differing)
+                assert prompt != "no" or {case.prompt for case in chosen} == {""} and not said
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +189,7 @@ def config(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> eva
     rows = {"joint": "joint", "plain": "plain", "single": "single-{task}", "fixed": "joint"}
     rows = {row: str(models / f"{name}.safetensors") for row, name in rows.items()}
     settings = {"count": 2, "steps": 2, "weights": (0.4, 1.0), "crossed": ("joint",), "examples": 1, "device": "cpu"}
+    settings["prompts"] = cases.PROMPTS
     return evaluate.EvaluateConfig(rows, tmp_path / "out", models / "expanded", **settings)
 
 
@@ -207,6 +212,8 @@ def test_a_whole_run_counts_every_picture_and_is_not_made_twice(
     tables = (config.out / report.TABLES).read_text()
     for heading in ("### Style", "## Joint, single-task and", "## Wordings", "## Weights", "### People, whole prompt"):
         assert heading in tables
+    line = tables.split("### Things, no prompt")[1].split("| joint | style | ")[1].split(" |\n")[0]
+    assert re.fullmatch(r"[\d.]+ \| \*\*[\d.]+\*\* \| [\d.]+ \| [\d.]+ \| ([\d.]+|–)", line), line
     assert "| joint, held out | joint, known |" in tables
     assert "| task |  | joint | single | fixed | joint − single | joint − fixed |" in tables
     assert (config.out / "pictures.png").stat().st_size > 10_000

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import sqrt
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -76,6 +76,7 @@ class Case:
         subject: the word that an object instruction names, "" for none.
         seed: of the noise.
         cut_out: the condition is the subject alone, large on a square of one colour, without a scene.
+        watched: factors of the condition that are counted though neither task nor prompt speaks of them.
     """
 
     task: Task
@@ -87,6 +88,7 @@ class Case:
     subject: str
     seed: int
     cut_out: bool = False
+    watched: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -156,21 +158,27 @@ def _crossings(person: bool, count: int, seed: int) -> list[tuple[Factors, Facto
     return found
 
 
-def crossed_cases(person: bool, task: Task, count: int, seed: int = 0, whole: bool = False) -> list[Case]:
+Prompts = Literal["open", "whole", "no"]
+
+
+def crossed_cases(person: bool, task: Task, count: int, seed: int = 0, prompt: Prompts = "open") -> list[Case]:
     """The same whole pictures as conditions whatever the task, and prompts of pictures that share nothing with them.
 
     Args:
         person: portraits, in place of things.
-        whole: the prompts say everything, also what the task takes from the condition; else they leave that out, and
-            are empty where it takes everything.
+        prompt: open: it leaves out what the task takes from the condition, and is empty where that is everything;
+            whole: it says that too; no: it is empty, so that the instruction alone decides.
     """
-    left = () if whole else PARTS if task is Task.EVERYTHING else LEFT_TO_CONDITION[task]
+    empty = prompt == "no" or (prompt == "open" and task is Task.EVERYTHING)
+    left = PARTS if empty else () if prompt == "whole" else LEFT_TO_CONDITION[task]
+    watched = (OF_PEOPLE if person else OF_THINGS) if prompt == "no" else ()
     cases = []
     for number, (condition, target, picture) in enumerate(_crossings(person, count, seed)):
         words = caption(target, np.random.default_rng([seed, number]), left) if left != PARTS else ""
         subject = condition.subject if task is Task.OBJECT else ""
         said = said_by_prompt(target, left)
-        cases.append(Case(task, picture, words, condition, target, said, subject, seed * 1_000_003 + number))
+        noise = seed * 1_000_003 + number
+        cases.append(Case(task, picture, words, condition, target, said, subject, noise, watched=watched))
     return cases
 
 
@@ -185,7 +193,7 @@ CROSSED_TASKS = {
     "things": (Task.EVERYTHING, Task.STYLE, Task.COMPOSITION, Task.OBJECT),
     "people": (Task.EVERYTHING, Task.STYLE, Task.FACE),
 }
-PROMPTS = ("open", "whole")
+PROMPTS: tuple[Prompts, ...] = ("open", "whole", "no")
 TASK_TRIALS = {task.value: Trial(task, partial(task_cases, task)) for task in TASKS}
 VARIED_TRIALS = {
     "everything without a prompt": Trial(Task.EVERYTHING, partial(task_cases, Task.EVERYTHING, prompted=False)),
@@ -193,9 +201,7 @@ VARIED_TRIALS = {
 }
 KNOWN_TRIALS = {f"{task.value}, known": Trial(task, partial(task_cases, task, held_out=False)) for task in TASKS}
 CROSSED_TRIALS = {
-    f"{who}, {prompt} prompt, {task.value}": Trial(
-        task, partial(crossed_cases, who == "people", task, whole=prompt == "whole")
-    )
+    f"{who}, {prompt} prompt, {task.value}": Trial(task, partial(crossed_cases, who == "people", task, prompt=prompt))
     for who, tasks in CROSSED_TASKS.items()
     for prompt in PROMPTS
     for task in tasks
@@ -217,9 +223,9 @@ def rates(cases: Sequence[Case], found: dict[str, Tensor], pictures: Tensor) -> 
         pictures: [B, 3, H, W] in 0-1.
 
     Returns:
-        ``condition FACTOR``, over the cases that want the factor from the condition or whose prompts say another
-        value; ``prompt FACTOR``, over those whose prompts say it; ``together``, all of `REPLICATED` as in the
-        condition; ``background``, the plain square of cut-out conditions. What no case can show is left out.
+        ``condition FACTOR``, over the cases that want the factor from the condition, or watch it, or whose prompts
+        say another value; ``prompt FACTOR``, over those whose prompts say it; ``together``, all of `REPLICATED` as in
+        the condition; ``background``, the plain square of cut-out conditions. What no case can show is left out.
     """
     shown = labels([case.condition for case in cases])
     asked = labels([case.target for case in cases])
@@ -245,7 +251,7 @@ def rates(cases: Sequence[Case], found: dict[str, Tensor], pictures: Tensor) -> 
 
 
 def _names(cases: Sequence[Case]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-    return [case.wanted for case in cases], [case.said for case in cases]
+    return [(*case.wanted, *case.watched) for case in cases], [case.said for case in cases]
 
 
 def _shows_square(cases: Sequence[Case], pictures: Tensor) -> Tensor:

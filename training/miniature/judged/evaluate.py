@@ -26,6 +26,7 @@ from training.miniature.judged.cases import (
     TASK_TRIALS,
     TRIALS,
     VARIED_TRIALS,
+    Prompts,
     score,
 )
 from training.miniature.judged.painting import TASK_PLACE, Loaded, Models, Prepared, load_models, paint
@@ -50,6 +51,8 @@ class EvaluateConfig:
         tables: tasks: all rows; wordings: rows that follow instructions and know all tasks; weights: the rows
             `weighed` at each of `weights`; known: the rows `crossed`, on combinations that training has shown;
             crossing: the rows `crossed`, the same conditions for each task.
+        prompts: of the table crossing, the first also of the sheet. Open ones leave out what the task takes, whole ones
+            say it too, against the condition; no prompt leaves all to the instruction.
         wording: of the instructions, in all tables but that of wordings. The row fixed is told fixed ones.
         weight: strength of the adapters by task, as in `--weight all 1.0 face 0.9`; by default the reference's.
         guidance: by default each task's own. Rows that follow no instructions take simple guidance always.
@@ -66,6 +69,7 @@ class EvaluateConfig:
     tables: tuple[Literal["tasks", "wordings", "weights", "known", "crossing"], ...] = (
         "tasks", "wordings", "weights", "known", "crossing"
     )  # fmt: skip
+    prompts: tuple[Prompts, ...] = ("open", "whole")
     wording: Literal["fixed", "bank", "unseen"] = "bank"
     weight: dict[str, float] = field(default_factory=dict)
     weights: tuple[float, ...] = (0.4, 0.6, 0.8, 1.0)
@@ -180,7 +184,9 @@ def plan(config: EvaluateConfig, models: Models) -> list[Job]:
     if "known" in config.tables:
         add(KNOWN_TRIALS, given(config.crossed), told, (None,))
     if "crossing" in config.tables:
-        add(CROSSED_TRIALS, [NO_ADAPTER, *given(config.crossed)], told, (None,))
+        asked = tuple(f", {prompt} prompt, " for prompt in config.prompts)
+        trials = {name: trial for name, trial in CROSSED_TRIALS.items() if any(part in name for part in asked)}
+        add(trials, [NO_ADAPTER, *given(config.crossed)], told, (None,))
     return sorted(dict.fromkeys(jobs), key=lambda job: list(TRIALS).index(job.trial))
 
 
@@ -204,7 +210,7 @@ def pictures_of(config: EvaluateConfig, models: Models, prepared: Prepared, job:
 
 
 def sheet(config: EvaluateConfig, models: Models, path: Path) -> None:
-    """The same conditions under each instruction, and by IPAdapter+; the prompts leave out what is asked for."""
+    """The same conditions under each instruction, and by IPAdapter+, with the first of the kinds of prompts."""
     columns = [(PLAIN, Task.STYLE), *((JOINT, task) for task in (*CROSSED_TASKS["things"], Task.FACE))]
     columns = [column for column in columns if column in models.adapters]
     if not columns or not config.examples:
@@ -212,7 +218,7 @@ def sheet(config: EvaluateConfig, models: Models, path: Path) -> None:
     pictures: list[tuple[Image.Image | None, ...]] = []
     captions: list[tuple[str, ...]] = []
     for who in CROSSED_TASKS:
-        cases = TRIALS[f"{who}, open prompt, {Task.STYLE.value}"].cases(config.examples, config.seed)
+        cases = TRIALS[f"{who}, {config.prompts[0]} prompt, {Task.STYLE.value}"].cases(config.examples, config.seed)
         made = [([_large(Image.fromarray(case.picture)) for case in cases], [""] * config.examples)]
         made += [_column(config, models, who, *column) for column in columns]
         pictures += zip(*(images for images, _ in made), strict=True)
@@ -225,7 +231,7 @@ def _column(config: EvaluateConfig, models: Models, who: str, row: str, task: Ta
     """Pictures and their prompts; blank where the task is not for things, or not for people."""
     if task not in CROSSED_TASKS[who]:
         return [None] * config.examples, [""] * config.examples
-    job = Job(f"{who}, open prompt, {task.value}", row, config.wording, strength(config, task))
+    job = Job(f"{who}, {config.prompts[0]} prompt, {task.value}", row, config.wording, strength(config, task))
     cases = TRIALS[job.trial].cases(config.examples, config.seed)
     made = to_pictures(pictures_of(config, models, Prepared.of(models, cases, config.batch), job))
     return [_large(image) for image in made], [case.prompt or "(no prompt)" for case in cases]

@@ -31,8 +31,8 @@ CROSSED_FACTORS = {"things": OF_THINGS, "people": OF_PEOPLE}
 CROSSING = (
     "The share of pictures that show the condition's value / the prompt's value; the two never agree. Bold: what the "
     "task takes from the condition. An open prompt leaves that out, a whole prompt says it too, and against the "
-    "condition. With {count} pictures a 95 % interval reaches at most {reach:.2f} to either side; colours, which not "
-    "every style shows, are counted in fewer."
+    "condition; without a prompt the instruction alone decides. With {count} pictures a 95 % interval reaches at most "
+    "{reach:.2f} to either side; colours, which not every style shows, are counted in fewer."
 )
 Rates = Mapping[str, Rate]
 
@@ -351,7 +351,8 @@ def _matrix_line(results: Results, row: str, task: Task, trial: str) -> list[str
     rates = results.rates(trial, row)
     cells = []
     for factor in CROSSED_FACTORS[trial.split(",")[0]]:
-        shares = [f"{rates[name].share:.2f}" if (name := f"{of} {factor}") in rates else "–" for of in SOURCES]
+        sources = SOURCES[:1] if ", no prompt, " in trial else SOURCES
+        shares = [f"{rates[name].share:.2f}" if (name := f"{of} {factor}") in rates else "–" for of in sources]
         if factor in WANTED[task]:
             shares[0] = f"**{shares[0]}**"
         cells.append(" / ".join(shares))
