@@ -14,6 +14,7 @@ import inside
 import numpy as np
 import pytest
 import tomllib
+import yaml
 from ipadapter_instruct_core.config import Base
 from ipadapter_instruct_core.curves import Curve
 from ipadapter_instruct_core.tasks import GuidanceMode, Task, defaults, phrase
@@ -211,6 +212,17 @@ def test_the_registry_installs_what_the_requirements_name() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
     assert project["dependencies"] == [line for line in lines if line]
+
+
+def test_the_citation_and_the_forms_for_issues_are_read() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], cited["repository-code"]) == (project["version"], project["urls"]["Repository"])
+    assert cited["references"][0]["title"] in README
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    config, problem = (yaml.safe_load(form.read_text()) for form in forms)
+    assert config["contact_links"][0]["url"].startswith(project["urls"]["Repository"])
+    assert len({part["id"] for part in problem["body"]}) == len(problem["body"]) == 5
 
 
 def test_the_host_reads_the_registry_metadata() -> None:

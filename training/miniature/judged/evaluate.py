@@ -234,7 +234,8 @@ def _column(config: EvaluateConfig, models: Models, who: str, row: str, task: Ta
     job = Job(f"{who}, {config.prompts[0]} prompt, {task.value}", row, config.wording, strength(config, task))
     cases = TRIALS[job.trial].cases(config.examples, config.seed)
     made = to_pictures(pictures_of(config, models, Prepared.of(models, cases, config.batch), job))
-    return [_large(image) for image in made], [case.prompt or "(no prompt)" for case in cases]
+    nothing = "" if config.prompts[0] == "no" else "(no prompt)"
+    return [_large(image) for image in made], [case.prompt or nothing for case in cases]
 
 
 def _large(image: Image.Image) -> Image.Image:
