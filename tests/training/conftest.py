@@ -35,7 +35,7 @@ def features(workshop: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped miniature as `train` reads it, ``features`` of 40 pictures a task too."""
+    """The shipped miniature as `train` reads it, ``features`` of 40 pictures, eight a task, too."""
     from training.features import encode
     from training.instructions import load_bank
     from training.miniature.expand import write

@@ -69,37 +69,39 @@ class Validator:
         Pictures go to ``OUT/validation/step-N/TASK.jpg``.
         """
         with torch.inference_mode():
-            own = {task: self._part(task, places, adapter) for task, places in self.places.items()}
+            own = {task: self._part(task, adapter) for task in self.source.by_task}
         figures, folder = {}, self.config.out / "validation" / f"step-{step:08d}"
-        for task in self.places:
+        for task in self.source.by_task:  # whatever this process can read of it: all gather as often
             parts = gather_object([own[task]])
             values: Values = defaultdict(list)
             for part in parts:
                 for name, found in part.values.items():
                     values[name] += found
-            if values:  # else none of its samples could be read again
+            if "loss" in values:  # else none of its samples could be read again
                 figures[task.value] = _figures(values)
+                if self.settings.pictures and self.embedder is not None:
+                    _warn_of_missing(task, values)
             rows = {number: row for part in parts for number, row in part.rows.items()}
-            if self.settings.pictures and self.embedder is not None:
-                _warn_of_missing(task, values)
             if rows and self.rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 shown = [rows[number] for number in sorted(rows)]
                 sheet(shown, shown[0][0].width).save(folder / f"{task.value}.jpg", quality=92)
         return figures
 
-    def _part(self, task: Task, places: Sequence[int], adapter: Adapter) -> Part:
-        part, settings = Part(), self.settings
-        self._add_losses(part, adapter, [draw for _, draw in self._share(task, places[: settings.samples])])
-        share = self._share(task, places[: settings.pictures])
-        for start in range(0, len(share), AT_ONCE):
-            self._add_pictures(part, task, adapter, dict(share[start : start + AT_ONCE]))
-        return part
+    def _part(self, task: Task, adapter: Adapter) -> Part:
+        part, places = Part(), self.places.get(task, [])
+        readable = {place for place in places[self.rank :: self.world] if not self._fault(task, place)}
 
-    def _share(self, task: Task, places: Sequence[int]) -> list[tuple[int, Draw]]:
-        """This process's draws by their numbers, but those whose samples a disk does not give any more."""
-        numbered = list(enumerate(self._draws(task, places)))[self.rank :: self.world]
-        return [(number, draw) for number, draw in numbered if not self._fault(task, draw.sample)]
+        def share(count: int) -> list[tuple[int, Draw]]:
+            """This process's draws by their numbers, but those whose samples a disk does not give any more."""
+            numbered = enumerate(self._draws(task, places[:count]))
+            return [(number, draw) for number, draw in numbered if draw.sample in readable]
+
+        self._add_losses(part, adapter, [draw for _, draw in share(self.settings.samples)])
+        pictured = share(self.settings.pictures)
+        for start in range(0, len(pictured), AT_ONCE):
+            self._add_pictures(part, task, adapter, dict(pictured[start : start + AT_ONCE]))
+        return part
 
     def _fault(self, task: Task, place: int) -> str:
         """Why a sample cannot be read; nothing where it can."""

@@ -232,6 +232,14 @@ def test_a_whole_run_counts_every_picture_and_is_not_made_twice(
         evaluate.run(replace(config, seed=1))
 
 
+def test_crossed_conditions_are_judged_with_the_prompts_that_are_asked_for(config: evaluate.EvaluateConfig) -> None:
+    loaded = painting.load_models(config.rows, config.models, torch.device("cpu"))
+    for prompts in (("no",), ("open", "whole")):
+        planned = evaluate.plan(replace(config, tables=("crossing",), prompts=prompts), loaded)
+        assert {job.trial for job in planned} == {*cases.crossed_trials(prompts)}
+        assert all(any(f", {prompt} prompt, " in job.trial for prompt in prompts) for job in planned)
+
+
 def test_pictures_follow_adapter_and_instruction_and_not_the_batch(config: evaluate.EvaluateConfig) -> None:
     loaded = painting.load_models(config.rows, config.models, torch.device("cpu"))
     prepared = painting.Prepared.of(loaded, cases.task_cases(Task.STYLE, 3), batch=3)

@@ -279,6 +279,18 @@ def test_sharded_processes_equal_one_and_go_on(workshop: Path, tmp_path: Path) -
     assert_same_steps(workshop, out, tmp_path / "one")
 
 
+def test_sharded_processes_teach_the_instruct_layers_alone(workshop: Path, tmp_path: Path) -> None:
+    settings = {"steps": 2, "trained": "instruct", "new_layer_sigma": 0.05, "learning_rate": 1e-3}
+    one = train(workshop, tmp_path / "one", **settings)
+    script, out = str(Path(__file__).parents[1] / "helpers" / "fsdp_on_cpu.py"), tmp_path / "sharded"
+    done = finish([*command(workshop, out, **settings)[:1], *launcher(script), str(out.with_suffix(".toml")), "2"])
+    assert done.returncode == 0, done.stderr
+    found, start = weights(out), load_file(workshop / "start.safetensors")
+    assert all(torch.equal(found[key], tensor) for key, tensor in start.items())
+    assert not {key for key in one if not torch.allclose(found[key], one[key], atol=1e-5)}
+    assert found["image_proj.new_input_layers.0.0.to_out.weight"].any()  # was zero
+
+
 def remove_after(step: int, out: Path, last: int = 8) -> None:
     for later in range(step + 1, last + 1):
         if checkpoints.path_of(out / "checkpoints", later).exists():

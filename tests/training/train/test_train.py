@@ -339,3 +339,16 @@ def test_raw_shards_train_as_features_do(workshop: Path, tmp_path: Path) -> None
     raw = {"features": None, "data": [workshop / "data" / task for task in tasks], "resolution": 64}
     train(workshop, tmp_path / "raw", image_encoder=workshop / "clip", **raw, **common)
     assert_same_moments(moments(tmp_path / "raw"), moments(tmp_path / "features"), tolerance=2e-4)
+
+
+def test_a_process_that_can_read_none_of_a_task_gathers_with_the_others(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number of gatherings would pair the tasks wrongly, or wait for ever."""
+    trainer = made(workshop, tmp_path / "run", validation={"every": 1, "samples": 1, "pictures": 0})
+    gathered: list[Any] = []
+    monkeypatch.setattr(validation, "gather_object", lambda parts: gathered.append(parts) or parts)
+    assert trainer.validator is not None
+    del trainer.validator.places[Task.STYLE]
+    figures = trainer.validator(1, load(workshop / "start.safetensors").float())
+    assert len(gathered) == 3 and figures.keys() == {"everything", "object"}

@@ -83,7 +83,7 @@ def _holds_pictures(kind: Any) -> bool:
 
     if types.is_struct(kind):
         return any(field.name == "bytes" for field in kind)
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return str(kind) in ("binary", "large_binary", "binary_view")
 
 
 def _holds_text(kind: Any) -> bool:

@@ -12,6 +12,7 @@ from training.miniature.expand.extras import write_controlnet, write_lora
 from training.miniature.expand.layouts import State, all_words, checkpoint, wide_adapter, write_half
 from training.miniature.models import autoencoder, base, clip, weights
 from training.miniature.models.base import TextToImage
+from training.train.adapter import INSTRUCT
 
 ADAPTERS = {"adapter": "miniature", "adapter-plain": "miniature-plain"}  # shipped weights: their name in ComfyUI
 
@@ -64,8 +65,8 @@ def write_narrow_adapters(folder: Path) -> list[Path]:
     there = [name for name in ADAPTERS if weights.path_of(name).exists()]
     paths = [write_half(weights.read(name), folder / f"{name}.safetensors", weights.about(name)) for name in there]
     if "adapter" in there:
-        deaf = {key: tensor for key, tensor in weights.read("adapter").items() if "new_input" not in key}
-        about = {"base": "sd15", "projector": "ip-adapter-plus"}
+        deaf = {key: tensor for key, tensor in weights.read("adapter").items() if not key.startswith(INSTRUCT)}
+        about = {**weights.about("adapter"), "projector": "ip-adapter-plus"}
         paths.append(write_half(deaf, folder / "adapter-deaf.safetensors", about))
     return paths
 

@@ -76,7 +76,7 @@ class Case:
         subject: the word that an object instruction names, "" for none.
         seed: of the noise.
         cut_out: the condition is the subject alone, large on a square of one colour, without a scene.
-        watched: factors of the condition that are counted though neither task nor prompt speaks of them.
+        watched: more factors of the condition to count, whatever task and prompt speak of.
     """
 
     task: Task
@@ -200,13 +200,24 @@ VARIED_TRIALS = {
     "object without its name": Trial(Task.OBJECT, partial(task_cases, Task.OBJECT, named=False)),
 }
 KNOWN_TRIALS = {f"{task.value}, known": Trial(task, partial(task_cases, task, held_out=False)) for task in TASKS}
-CROSSED_TRIALS = {
-    f"{who}, {prompt} prompt, {task.value}": Trial(task, partial(crossed_cases, who == "people", task, prompt=prompt))
-    for who, tasks in CROSSED_TASKS.items()
-    for prompt in PROMPTS
-    for task in tasks
-}
-TRIALS = TASK_TRIALS | VARIED_TRIALS | KNOWN_TRIALS | CROSSED_TRIALS
+
+
+def crossed_trial(who: str, prompt: Prompts, task: Task) -> str:
+    """The name of a trial of crossed conditions."""
+    return f"{who}, {prompt} prompt, {task.value}"
+
+
+def crossed_trials(prompts: Sequence[Prompts] = PROMPTS) -> dict[str, Trial]:
+    """By name; of some kinds of prompts."""
+    return {
+        crossed_trial(who, prompt, task): Trial(task, partial(crossed_cases, who == "people", task, prompt=prompt))
+        for who, tasks in CROSSED_TASKS.items()
+        for prompt in prompts
+        for task in tasks
+    }
+
+
+TRIALS = TASK_TRIALS | VARIED_TRIALS | KNOWN_TRIALS | crossed_trials()
 
 
 def score(cases: Sequence[Case], pictures: Tensor, oracle: Oracle) -> dict[str, Rate]:

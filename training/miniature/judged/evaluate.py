@@ -21,12 +21,13 @@ from training.instructions.choose import Wording
 from training.miniature.judged import report
 from training.miniature.judged.cases import (
     CROSSED_TASKS,
-    CROSSED_TRIALS,
     KNOWN_TRIALS,
     TASK_TRIALS,
     TRIALS,
     VARIED_TRIALS,
     Prompts,
+    crossed_trial,
+    crossed_trials,
     score,
 )
 from training.miniature.judged.painting import TASK_PLACE, Loaded, Models, Prepared, load_models, paint
@@ -184,9 +185,7 @@ def plan(config: EvaluateConfig, models: Models) -> list[Job]:
     if "known" in config.tables:
         add(KNOWN_TRIALS, given(config.crossed), told, (None,))
     if "crossing" in config.tables:
-        asked = tuple(f", {prompt} prompt, " for prompt in config.prompts)
-        trials = {name: trial for name, trial in CROSSED_TRIALS.items() if any(part in name for part in asked)}
-        add(trials, [NO_ADAPTER, *given(config.crossed)], told, (None,))
+        add(crossed_trials(config.prompts), [NO_ADAPTER, *given(config.crossed)], told, (None,))
     return sorted(dict.fromkeys(jobs), key=lambda job: list(TRIALS).index(job.trial))
 
 
@@ -218,7 +217,7 @@ def sheet(config: EvaluateConfig, models: Models, path: Path) -> None:
     pictures: list[tuple[Image.Image | None, ...]] = []
     captions: list[tuple[str, ...]] = []
     for who in CROSSED_TASKS:
-        cases = TRIALS[f"{who}, {config.prompts[0]} prompt, {Task.STYLE.value}"].cases(config.examples, config.seed)
+        cases = TRIALS[crossed_trial(who, config.prompts[0], Task.STYLE)].cases(config.examples, config.seed)
         made = [([_large(Image.fromarray(case.picture)) for case in cases], [""] * config.examples)]
         made += [_column(config, models, who, *column) for column in columns]
         pictures += zip(*(images for images, _ in made), strict=True)
@@ -231,7 +230,7 @@ def _column(config: EvaluateConfig, models: Models, who: str, row: str, task: Ta
     """Pictures and their prompts; blank where the task is not for things, or not for people."""
     if task not in CROSSED_TASKS[who]:
         return [None] * config.examples, [""] * config.examples
-    job = Job(f"{who}, {config.prompts[0]} prompt, {task.value}", row, config.wording, strength(config, task))
+    job = Job(crossed_trial(who, config.prompts[0], task), row, config.wording, strength(config, task))
     cases = TRIALS[job.trial].cases(config.examples, config.seed)
     made = to_pictures(pictures_of(config, models, Prepared.of(models, cases, config.batch), job))
     nothing = "" if config.prompts[0] == "no" else "(no prompt)"

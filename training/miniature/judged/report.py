@@ -19,6 +19,7 @@ from training.miniature.judged.cases import (
     TRIALS,
     WANTED,
     Rate,
+    crossed_trial,
     difference,
 )
 
@@ -336,7 +337,7 @@ def crossing(results: Results) -> str:
     parts = []
     for who, tasks in CROSSED_TASKS.items():
         for prompt in PROMPTS:
-            trials = {task: f"{who}, {prompt} prompt, {task.value}" for task in tasks}
+            trials = {task: crossed_trial(who, prompt, task) for task in tasks}
             rows = dict.fromkeys(row for trial in trials.values() for row in results.rows(trial))
             lines = [_matrix_line(results, row, task, trial) for row in rows for task, trial in trials.items()]
             if lines:
