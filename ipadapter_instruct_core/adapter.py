@@ -11,6 +11,11 @@ from .config import AdapterConfig, encoder_of_width
 from .image_kv import Layer, image_key_values
 from .projector import NEW_LAYER_SIGMA, Projector
 
+# How the names of the weights begin that IPAdapter+ lacks.
+INSTRUCT = tuple(
+    f"image_proj.{name}" for name in ("new_input_layers.", "proj_new_input.", "prompt_layers.", "proj_prompt_input.")
+)
+
 
 class Adapter(nn.Module):
     """Its state dict is the released layout, flattened: ``image_proj.*`` and ``ip_adapter.{n}.to_k_ip.weight``.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from ipadapter_instruct_core.adapter import Adapter
+from ipadapter_instruct_core.adapter import INSTRUCT, Adapter
 from ipadapter_instruct_core.checkpoint import load
 from ipadapter_instruct_core.config import AdapterConfig, Base, Form, InstructionEncoder
 from ipadapter_instruct_core.projector import NEW_LAYER_SIGMA
@@ -16,10 +16,6 @@ from training.frozen.fit import check_fit
 from training.frozen.network import Sites, is_joint, predict, sites
 from training.frozen.noise import noised
 
-# How the names of the layers begin that IPAdapter+ lacks.
-INSTRUCT = tuple(
-    f"image_proj.{name}" for name in ("new_input_layers.", "proj_new_input.", "prompt_layers.", "proj_prompt_input.")
-)
 Projector = Literal["paper", "released", "ip-adapter-plus"]
 # Widths and heads of the published adapters (IPAdapter+ and IPAdapter-Instruct), for a start from scratch.
 SCRATCH = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from ipadapter_instruct_core.adapter import INSTRUCT
 from torch import Tensor, nn
-from training.train.adapter import INSTRUCT
 from training.train.settings import TrainConfig
 from training.train.state import whole
 

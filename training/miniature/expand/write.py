@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ipadapter_instruct_core.adapter import INSTRUCT
 from torch import Tensor
 from training.miniature.expand.extras import write_controlnet, write_lora
 from training.miniature.expand.layouts import State, all_words, checkpoint, wide_adapter, write_half
 from training.miniature.models import autoencoder, base, clip, weights
 from training.miniature.models.base import TextToImage
-from training.train.adapter import INSTRUCT
 
 ADAPTERS = {"adapter": "miniature", "adapter-plain": "miniature-plain"}  # shipped weights: their name in ComfyUI
 
@@ -62,13 +62,12 @@ def write_narrow_adapters(folder: Path) -> list[Path]:
 
     With the one that follows instructions comes what is left of it without its instruction layers, an IPAdapter+.
     """
-    there = [name for name in ADAPTERS if weights.path_of(name).exists()]
-    paths = [write_half(weights.read(name), folder / f"{name}.safetensors", weights.about(name)) for name in there]
+    there = {name: (weights.read(name), weights.about(name)) for name in ADAPTERS if weights.path_of(name).exists()}
     if "adapter" in there:
-        deaf = {key: tensor for key, tensor in weights.read("adapter").items() if not key.startswith(INSTRUCT)}
-        about = {**weights.about("adapter"), "projector": "ip-adapter-plus"}
-        paths.append(write_half(deaf, folder / "adapter-deaf.safetensors", about))
-    return paths
+        state, about = there["adapter"]
+        deaf = {key: tensor for key, tensor in state.items() if not key.startswith(INSTRUCT)}
+        there["adapter-deaf"] = deaf, {**about, "projector": "ip-adapter-plus"}
+    return [write_half(state, folder / f"{name}.safetensors", about) for name, (state, about) in there.items()]
 
 
 def write_clip(folder: Path) -> Path:

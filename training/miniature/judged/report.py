@@ -339,7 +339,12 @@ def crossing(results: Results) -> str:
         for prompt in PROMPTS:
             trials = {task: crossed_trial(who, prompt, task) for task in tasks}
             rows = dict.fromkeys(row for trial in trials.values() for row in results.rows(trial))
-            lines = [_matrix_line(results, row, task, trial) for row in rows for task, trial in trials.items()]
+            sources = SOURCES[:1] if prompt == "no" else SOURCES
+            lines = [
+                _matrix_line(results.rates(trial, row), row, task, CROSSED_FACTORS[who], sources)
+                for row in rows
+                for task, trial in trials.items()
+            ]
             if lines:
                 factors = [factor.capitalize() for factor in CROSSED_FACTORS[who]]
                 parts.append(f"### {who.capitalize()}, {prompt} prompt\n\n" + table(["", "told", *factors], lines))
@@ -348,11 +353,9 @@ def crossing(results: Results) -> str:
     return "\n\n".join(["## The same conditions under each instruction", about, *parts]) if parts else ""
 
 
-def _matrix_line(results: Results, row: str, task: Task, trial: str) -> list[str]:
-    rates = results.rates(trial, row)
+def _matrix_line(rates: Rates, row: str, task: Task, factors: Sequence[str], sources: Sequence[str]) -> list[str]:
     cells = []
-    for factor in CROSSED_FACTORS[trial.split(",")[0]]:
-        sources = SOURCES[:1] if ", no prompt, " in trial else SOURCES
+    for factor in factors:
         shares = [f"{rates[name].share:.2f}" if (name := f"{of} {factor}") in rates else "–" for of in sources]
         if factor in WANTED[task]:
             shares[0] = f"**{shares[0]}**"
