@@ -66,7 +66,7 @@ def world(loaded: SmallWorld) -> SmallWorld:
 
 def check(found: dict[str, Rate], floors: dict[str, float], ceilings: dict[str, float] = {}) -> None:
     """Fails with the figures that miss their bounds."""
-    print(", ".join(f"{name} {found[name].hits} of {found[name].count}" for name in (*floors, *ceilings)))
+    print(", ".join(f"{name} {found[name].hits} of {found[name].total}" for name in (*floors, *ceilings)))
     missed = [f"{name} {found[name]} < {bound}" for name, bound in floors.items() if found[name].share < bound]
     missed += [f"{name} {found[name]} > {bound}" for name, bound in ceilings.items() if found[name].share > bound]
     assert not missed, "; ".join(missed)
