@@ -2,7 +2,7 @@
 
 The pictures are of combinations that training has shown: there a whole adapter does as it is told nearly each time, and
 a broken one by chance alone, so that few of them tell the two apart. The floors and ceilings lie between; the breakages
-below show it. What it does on combinations that nobody has seen, docs/miniature says.
+below show it. What it does on combinations that its training never saw, docs/miniature says.
 More pictures, and the figures in print: MEANING_CASES=100 pytest -rP tests/host/test_meaning.py -k pictures_take
 """
 

@@ -1,4 +1,4 @@
-"""What the miniature's demo shows: pictures that training never saw the like of, their prompts, their rows."""
+"""What the miniature's demo shows: pictures the like of which the adapter never saw, their prompts, their rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SETTINGS = {"EmptyLatentImage": {"width": 64, "height": 64}}
 
 @dataclass(frozen=True)
 class Condition:
-    """A picture that training never saw the like of, and the prompt that goes with it under every instruction.
+    """A picture the like of which the adapter never saw, and the prompt that goes with it under every instruction.
 
     Attributes:
         square: the colour of the ground where the subject is cut out.

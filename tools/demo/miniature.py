@@ -19,7 +19,7 @@ WITH_SCRIBBLE, WITH_LORA = "own_adapter_style_with_scribble_controlnet", "own_ad
 TITLE = "IPAdapter-Instruct: one picture a row, one instruction a column"
 WORLD = (
     "A small drawn world of 64 x 64 pixels, and small models that this project's own training code taught it. The "
-    "pictures at the left combine what training never showed together; they were chosen."
+    "pictures at the left combine what the adapter's training never showed together; they were chosen."
 )
 DIFFERENCES = (
     "Shipped workflows, run in ComfyUI by make demo. All that differs: the names of the files, the size, the pictures, "

@@ -1,6 +1,6 @@
 """A second sheet, of which nothing was chosen: `.venv/bin/python -m tools.demo.unchosen`.
 
-The first pictures that the seeds 0, 1, 2, ... give of combinations that training never saw, under every instruction.
+The first pictures that the seeds 0, 1, 2, ... give of combinations that the adapter never saw, under every instruction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .run import OUTPUT, run_demo
 
 THINGS, PEOPLE = 5, 3
 LEFT_OUT = ("subject", "colour", "style", "layout", "identity")  # for the condition to give
-TITLE = "IPAdapter-Instruct: the first pictures of combinations that training never saw, not chosen"
+TITLE = "IPAdapter-Instruct: the first pictures of combinations that the adapter never saw, not chosen"
 ABOUT = (
     f"The seeds 0 to {THINGS + PEOPLE - 1}: {THINGS} things and {PEOPLE} people of the small drawn world, and prompts "
     "of other pictures that say the scene alone, and a person's expression. Each row has one noise."

@@ -26,6 +26,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "EvaluateConfig",
         "adapters on held-out combinations, by the oracle: counts and tables",
     ),
+    "curves": ("judged.curves", "CurvesConfig", "what runs had learned at each of their snapshots, by the oracle"),
+    "readout": ("judged.readout", "ReadoutConfig", "what can be read from the CLIP's states and an adapter's tokens"),
     "report": ("judged.report", "ReportConfig", "write the tables of `evaluate` again"),
     "judge": (
         "judged.judge",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ipadapter_instruct_core.config import AdapterConfig, Base, InstructionEncod
 from ipadapter_instruct_core.encoders import OpenClip
 from ipadapter_instruct_core.tasks import Task
 from training.miniature.expand import write
-from training.miniature.judged import cases, evaluate, painting, report
+from training.miniature.judged import cases, curves, evaluate, painting, readout, report
 from training.miniature.judged.cases import Rate
 from training.miniature.models import clip, oracle, weights
 from training.miniature.models.autoencoder import Autoencoder
@@ -257,6 +258,46 @@ def test_pictures_follow_adapter_and_instruction_and_not_the_batch(config: evalu
     assert (made("joint", batch=2) - joint).abs().max() < 1e-4
     assert not torch.allclose(joint, made("joint", guidance="three-way"), atol=1e-5)
     assert torch.equal(made("plain"), made("plain", guidance="three-way"))
+
+
+@pytest.mark.usefixtures("config")
+def test_curves_are_of_each_snapshot_of_every_run_and_of_what_they_began_with(models: Path, tmp_path: Path) -> None:
+    runs = {"joint": ("joint", "joint"), "fixed": ("joint", "fixed"), "single": ("single-style", "single-style")}
+    for adapter, run in runs.values():
+        for step in (5, 100):
+            path = tmp_path / run / curves.SNAPSHOTS / f"step-{step:08d}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(models / f"{adapter}.safetensors", path)
+    folders = {"joint": str(tmp_path / "joint"), "fixed": str(tmp_path / "fixed")}
+    folders["single"] = str(tmp_path / "single-{task}")
+    start, out = models / "plain.safetensors", tmp_path / "out"
+    curves.run(curves.CurvesConfig(folders, start, out, models / "expanded", count=2, steps=2, device="cpu"))
+    found = json.loads((out / report.RESULTS).read_text())["found"].values()
+    assert {one["wording"] for one in found if one["row"] == "fixed@100"} == {"fixed"}
+    assert {one["wording"] for one in found if one["row"] == "joint@100"} == {"bank"}
+    read = curves.read(out, list(folders))
+    style, faces = read[Task.STYLE]["condition style"], read[Task.FACE]["condition identity"]
+    assert {label: steps for label, (steps, _) in style.items()} == dict.fromkeys(folders, [0, 5, 100])
+    assert faces["single"][0] == [0] and faces["joint"][0] == [0, 5, 100]
+    assert all((out / f"{name}.png").stat().st_size > 10_000 for name in curves.FIGURES)
+    with pytest.raises(FileNotFoundError, match="has no snapshots"):
+        curves.run(curves.CurvesConfig({"joint": str(tmp_path / "missing")}))
+
+
+@pytest.mark.usefixtures("config")
+def test_factors_are_read_from_states_and_tokens(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A style changes all of a picture: even a CLIP of random weights shows it (chance: 0.125)."""
+    monkeypatch.setattr(readout, "COMPONENTS", 30)
+    settings = readout.ReadoutConfig(models / "joint.safetensors", models / "expanded", learned=120, asked=60)
+    readout.run(settings)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[:2] for line in lines] == [
+        [where, factor] for where in ("CLIP's states", "the adapter's tokens") for factor in cases.REPLICATED
+    ]
+    assert all(0 <= float(share) <= 1 for line in lines for share in line[2:])
+    assert all(float(share) > 0.5 for share in lines[1][2:]) and float(lines[2][3]) < 1
 
 
 def test_what_cannot_be_evaluated_is_told(config: evaluate.EvaluateConfig) -> None:

@@ -49,9 +49,10 @@ class EvaluateConfig:
         out: gets results.json, report.md and the sheet pictures.png.
         models: the folder that `expand` has written.
         count: pictures of a trial.
-        tables: tasks: all rows; wordings: rows that follow instructions and know all tasks; weights: the rows
-            `weighed` at each of `weights`; known: the rows `crossed`, on combinations that training has shown;
-            crossing: the rows `crossed`, the same conditions for each task.
+        tables: tasks: all rows and the bare base; rows: all rows on the five tasks alone; wordings: rows that follow
+            instructions and know all tasks; weights: the rows `weighed` at each of `weights`; known: the rows
+            `crossed`, on combinations that training has shown; crossing: the rows `crossed`, the same conditions for
+            each task.
         prompts: of the table crossing, the first also of the sheet. Open ones leave out what the task takes, whole ones
             say it too, against the condition; no prompt leaves all to the instruction.
         wording: of the instructions, in all tables but that of wordings. The row fixed is told fixed ones.
@@ -67,7 +68,7 @@ class EvaluateConfig:
     out: Path = Path("runs/miniature/evaluation")
     models: Path = Path("runs/miniature/expanded")
     count: int = 500
-    tables: tuple[Literal["tasks", "wordings", "weights", "known", "crossing"], ...] = (
+    tables: tuple[Literal["tasks", "rows", "wordings", "weights", "known", "crossing"], ...] = (
         "tasks", "wordings", "weights", "known", "crossing"
     )  # fmt: skip
     prompts: tuple[Prompts, ...] = ("open", "whole")
@@ -178,6 +179,9 @@ def plan(config: EvaluateConfig, models: Models) -> list[Job]:
     if "tasks" in config.tables:
         for row in (NO_ADAPTER, *config.rows):
             add(TASK_TRIALS | VARIED_TRIALS, [row], (report.own_wording(row, config.wording),), (None,))
+    if "rows" in config.tables:
+        for row in config.rows:
+            add(TASK_TRIALS, [row], (report.own_wording(row, config.wording),), (None,))
     if "wordings" in config.tables:
         add(TASK_TRIALS, [row for row, path in config.rows.items() if TASK_PLACE not in path], WORDINGS, (None,))
     if "weights" in config.tables:

@@ -70,8 +70,9 @@ class Aim(NamedTuple):
 
 
 def own_wording(row: str, wording: str) -> str:
-    """How a row is told where it matters not; what was trained on one wording a task is told that."""
-    return FIXED if row == FIXED else wording
+    """How a row, or one at a step (``ROW@STEP``), is told where it matters not; what was trained on one wording a task
+    is told that."""
+    return FIXED if row.partition("@")[0] == FIXED else wording
 
 
 def leak(figure: str, most: float | None = None, above_chance: float | None = None) -> Aim:
@@ -170,17 +171,18 @@ class Results:
         return sorted({one[name] for one in self.found if one["row"] == row})
 
 
-def write(folder: Path) -> Path:
-    """Write ``report.md`` beside the results.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+def read_results(folder: Path) -> Results:
+    """Raises FileNotFoundError where there are none."""
     path = folder / RESULTS
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}; make it with `python -m training.miniature evaluate`.")
     content = json.loads(path.read_text(encoding="utf-8"))
-    results = Results(content["settings"], content["shown"], list(content["found"].values()))
+    return Results(content["settings"], content["shown"], list(content["found"].values()))
+
+
+def write(folder: Path) -> Path:
+    """Write ``report.md`` beside the results; raises what `read_results` raises."""
+    results = read_results(folder)
     parts = [head(results, folder / "pictures.png")]
     parts += [part(results) for part in (tasks, equal_steps, wordings, weights, combinations, crossing)]
     write_atomically(folder / TABLES, ("\n\n".join(part for part in parts if part) + "\n").encode())

@@ -132,7 +132,7 @@ class AutoencoderConfig:
 
 def run(config: AutoencoderConfig) -> None:
     torch.manual_seed(config.seed)
-    data = pictures(config.pictures, config.seed, config.folder / "pictures")
+    data = pictures(config.pictures, config.seed, config.folder / "pictures", held_out=None)
     model = channels_last(Autoencoder(normed=not config.init))
     if config.init:
         model.load_state_dict(read("autoencoder"))

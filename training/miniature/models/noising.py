@@ -32,9 +32,9 @@ class DrawnFrom(Protocol):
 
 @torch.no_grad()
 def drawn_latents(config: DrawnFrom) -> tuple[Pictures, Tensor]:
-    """The pictures of a run and their latents [N, 4, 8, 8] on its device, both kept on disk."""
-    data = pictures(config.pictures, config.seed, config.folder / "pictures")
-    path = config.folder / "pictures" / f"latents-{config.seed}-{config.pictures}.pt"
+    """The pictures of a run, of any combination, and their latents [N, 4, 8, 8] on its device, both kept on disk."""
+    data = pictures(config.pictures, config.seed, config.folder / "pictures", held_out=None)
+    path = config.folder / "pictures" / f"latents-any-{config.seed}-{config.pictures}.pt"
     if not path.exists():
         model = autoencoder.load().to(config.device)
         parts = np.array_split(np.arange(len(data.factors)), -(-len(data.factors) // 500))

@@ -60,7 +60,7 @@ def run(config: BaseConfig) -> None:
 
         return noise_loss(predict, latents[batch["chosen"]], batch["timesteps"], batch["noise"])
 
-    settings = Fit(config.steps, config.rate, average=0.999, save_every=1000)
+    settings = Fit(config.steps, config.rate, average=0.999)
     draw = partial(draw_batch, config, data.factors)
     fit(model, draw, loss_of, settings, config.folder / "base", config.device, config.workers)
     print(save(model, "base", made_by(config, data.sha256)))

@@ -1,4 +1,4 @@
-"""What a picture of the small world is made of, and which combinations training never sees."""
+"""What a picture of the small world is made of, and which combinations adapters never see in training."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Factors:
 
     @property
     def held_out(self) -> bool:
-        """Whether a pair of its factors is one of those that training never sees (6 to 10 % of each kind)."""
+        """Whether a pair of its factors is one of those that adapters are not trained on (6 to 10 % of each kind)."""
         style, scene = STYLES.index(self.style), SCENES.index(self.scene)
         if self.subject == PERSON:
             expression = EXPRESSIONS.index(self.expression)

@@ -1,0 +1,95 @@
+"""Learning curves by the oracle: what pictures take of held-out conditions, against the steps of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipadapter_instruct_core.tasks import Task
+from training.evaluate.figures import Curves, plot_learning_curves
+from training.miniature.judged import evaluate
+from training.miniature.judged.painting import TASK_PLACE
+from training.miniature.judged.report import AIMS, Results, read_results
+from training.train.loop import SNAPSHOTS
+
+START = "start"  # the row of what all runs began with
+FIGURES = {
+    "curves": (Task.STYLE, Task.COMPOSITION, Task.OBJECT),
+    "curves-more": (Task.EVERYTHING, Task.FACE),
+}
+
+
+@dataclass
+class CurvesConfig:
+    """Judge the snapshots of runs, each once, and draw the wanted figure of each task against the steps.
+
+    Attributes:
+        runs: labels and folders of runs, as in `--runs joint RUN single 'RUN-{task}'`, where "{task}" stands for the
+            name of each task.
+        start: the adapter that all of them began with, for step 0.
+        out: gets what `evaluate` writes, curves.png and curves-more.png.
+        models: the folder that `expand` has written.
+        count: pictures of a task and snapshot.
+        steps: of the sampler.
+    """
+
+    runs: dict[str, str]
+    start: Path | None = None
+    out: Path = Path("runs/miniature/curves")
+    models: Path = Path("runs/miniature/expanded")
+    count: int = 100
+    steps: int = 12
+    device: str = evaluate.EvaluateConfig.device
+
+
+def run(config: CurvesConfig) -> None:
+    rows = {
+        f"{label}@{step}": f"{folder}/{SNAPSHOTS}/step-{step:08d}.safetensors"
+        for label, folder in config.runs.items()
+        for step in steps_of(folder)
+    }
+    if config.start:
+        rows[START] = str(config.start)
+    evaluate.run(
+        evaluate.EvaluateConfig(
+            rows, config.out, config.models, config.count, ("rows",), weight={"all": 1.0}, guidance="simple",
+            steps=config.steps, batch=50, examples=0, device=config.device,
+        )
+    )  # fmt: skip
+    curves = read(config.out, list(config.runs))
+    for name, tasks in FIGURES.items():
+        path = config.out / f"{name}.png"
+        plot_learning_curves({task: curves[task] for task in tasks}, path)
+        print(path)
+
+
+def steps_of(folder: str) -> list[int]:
+    """Of a run's snapshots, or of those of all tasks' runs.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    path = Path(folder.replace(TASK_PLACE, "*"))
+    found = {int(file.stem.removeprefix("step-")) for file in path.parent.glob(f"{path.name}/{SNAPSHOTS}/step-*")}
+    if not found:
+        raise FileNotFoundError(f"{folder} has no snapshots; train it with --snapshot-every.")
+    return sorted(found)
+
+
+def read(folder: Path, labels: list[str]) -> dict[Task, dict[str, Curves]]:
+    """By task, its wanted figure, and label: steps and shares of pictures."""
+    results = read_results(folder)
+    curves: dict[Task, dict[str, Curves]] = {}
+    for task in (task for tasks in FIGURES.values() for task in tasks):
+        figure = AIMS[task.value][0].figure
+        curves[task] = {figure: {label: _curve(results, task, figure, label) for label in labels}}
+    return curves
+
+
+def _curve(results: Results, task: Task, figure: str, label: str) -> tuple[list[int], list[float]]:
+    points = {
+        0 if row == START else int(row.rpartition("@")[2]): results.rates(task.value, row)[figure].share
+        for row in results.rows(task.value)
+        if row == START or row.rpartition("@")[0] == label
+    }
+    return sorted(points), [points[step] for step in sorted(points)]
