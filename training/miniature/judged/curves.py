@@ -10,9 +10,10 @@ from training.evaluate.figures import Curves, plot_learning_curves
 from training.miniature.judged import evaluate
 from training.miniature.judged.painting import TASK_PLACE
 from training.miniature.judged.report import AIMS, Results, read_results
+from training.miniature.world.samples import TASKS
 from training.train.loop import SNAPSHOTS
 
-START = "start"  # the row of what all runs began with
+START = "start"  # the label of what all runs began with
 FIGURES = {
     "curves": (Task.STYLE, Task.COMPOSITION, Task.OBJECT),
     "curves-more": (Task.EVERYTHING, Task.FACE),
@@ -49,7 +50,7 @@ def run(config: CurvesConfig) -> None:
         for step in steps_of(folder)
     }
     if config.start:
-        rows[START] = str(config.start)
+        rows[f"{START}@0"] = str(config.start)
     evaluate.run(
         evaluate.EvaluateConfig(
             rows, config.out, config.models, config.count, ("rows",), weight={"all": 1.0}, guidance="simple",
@@ -79,17 +80,17 @@ def steps_of(folder: str) -> list[int]:
 def read(folder: Path, labels: list[str]) -> dict[Task, dict[str, Curves]]:
     """By task, its wanted figure, and label: steps and shares of pictures."""
     results = read_results(folder)
-    curves: dict[Task, dict[str, Curves]] = {}
-    for task in (task for tasks in FIGURES.values() for task in tasks):
-        figure = AIMS[task.value][0].figure
-        curves[task] = {figure: {label: _curve(results, task, figure, label) for label in labels}}
-    return curves
+    wanted = {task: AIMS[task.value][0].figure for task in TASKS}
+    return {
+        task: {figure: {label: _curve(results, task, figure, label) for label in labels}}
+        for task, figure in wanted.items()
+    }
 
 
 def _curve(results: Results, task: Task, figure: str, label: str) -> tuple[list[int], list[float]]:
-    points = {
-        0 if row == START else int(row.rpartition("@")[2]): results.rates(task.value, row)[figure].share
-        for row in results.rows(task.value)
-        if row == START or row.rpartition("@")[0] == label
-    }
+    points = {}
+    for row in results.rows(task.value):
+        name, _, step = row.rpartition("@")
+        if name in (START, label):
+            points[int(step)] = results.rates(task.value, row)[figure].share
     return sorted(points), [points[step] for step in sorted(points)]

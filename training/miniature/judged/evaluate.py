@@ -175,13 +175,15 @@ def plan(config: EvaluateConfig, models: Models) -> list[Job]:
     def given(rows: tuple[str, ...]) -> list[str]:
         return [row for row in rows if row in config.rows]
 
+    def add_each(trials: dict, *rows: str) -> None:
+        for row in rows:
+            add(trials, [row], (report.own_wording(row, config.wording),), (None,))
+
     told = (config.wording,)
     if "tasks" in config.tables:
-        for row in (NO_ADAPTER, *config.rows):
-            add(TASK_TRIALS | VARIED_TRIALS, [row], (report.own_wording(row, config.wording),), (None,))
+        add_each(TASK_TRIALS | VARIED_TRIALS, NO_ADAPTER, *config.rows)
     if "rows" in config.tables:
-        for row in config.rows:
-            add(TASK_TRIALS, [row], (report.own_wording(row, config.wording),), (None,))
+        add_each(TASK_TRIALS, *config.rows)
     if "wordings" in config.tables:
         add(TASK_TRIALS, [row for row, path in config.rows.items() if TASK_PLACE not in path], WORDINGS, (None,))
     if "weights" in config.tables:

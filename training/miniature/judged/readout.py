@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ipadapter_instruct_core.tasks import Task, phrase
+from ipadapter_instruct_core.tasks import Task
 from torch import Tensor
 from training.miniature.judged.cases import REPLICATED
 from training.miniature.judged.painting import load_models
@@ -43,15 +43,14 @@ class ReadoutConfig:
 def run(config: ReadoutConfig) -> None:
     models = load_models({JOINT: str(config.adapter)}, config.models, torch.device("cpu"))
     encoders, adapter = models.any_encoders, models.adapters[JOINT, Task.EVERYTHING].adapter
-    told = encoders.instruction_states([phrase(Task.EVERYTHING)])
-    empty = models.dropped[adapter.config.instruction_encoder]["empty_text"]
+    rows = models.dropped[adapter.config.instruction_encoder]
+    told = rows["everything_instruction"], rows["empty_text"]
 
     def states(pixels: Tensor) -> Tensor:
         return encoders.image_states(encoders.image_tower.preprocess(pixels))
 
     def tokens(seen: Tensor) -> Tensor:
-        count = len(seen)
-        return adapter.image_proj(seen, told.expand(count, -1, -1), empty.expand(count, *empty.shape))
+        return adapter.image_proj(seen, *(one.expand(len(seen), *one.shape) for one in told))
 
     kinds = {"known": (False, config.learned), "all": (None, config.learned), "asked": (True, config.asked)}
     facts, read = {}, {"CLIP's states": {}, "the adapter's tokens": {}}
@@ -63,23 +62,24 @@ def run(config: ReadoutConfig) -> None:
         seen = [states(part) for part in pictures]
         read["CLIP's states"][kind] = torch.cat(seen).flatten(1).numpy()
         read["the adapter's tokens"][kind] = torch.cat([tokens(part) for part in seen]).flatten(1).numpy()
-    lines = [
-        [where, factor, *(f"{right(found, facts, factor, kind):.3f}" for kind in ("known", "all"))]
-        for where, found in read.items()
-        for factor in REPLICATED
-    ]
+    lines = []
+    for where, found in read.items():
+        known, all_of_them = (right(found, facts, kind) for kind in ("known", "all"))
+        lines += [[where, factor, f"{known[factor]:.3f}", f"{all_of_them[factor]:.3f}"] for factor in REPLICATED]
     print(table(["read from", "factor", "learned of known combinations", "of all"], lines))
 
 
-def right(found: dict[str, np.ndarray], facts: dict[str, dict[str, Tensor]], factor: str, kind: str) -> float:
-    """Share of the pictures asked about of which a linear classifier that learned from a kind finds the factor."""
+def right(found: dict[str, np.ndarray], facts: dict[str, dict[str, Tensor]], kind: str) -> dict[str, float]:
+    """By factor, the share of pictures asked about in which a linear classifier that learned from a kind finds it."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(
-        StandardScaler(), PCA(COMPONENTS, random_state=0), StandardScaler(), LogisticRegression(max_iter=500)
-    )
-    model.fit(found[kind], facts[kind][factor].numpy())
-    return float(model.score(found["asked"], facts["asked"][factor].numpy()))
+    reduce = make_pipeline(StandardScaler(), PCA(COMPONENTS, random_state=0), StandardScaler())
+    learned, asked = reduce.fit_transform(found[kind]), reduce.transform(found["asked"])
+    shares = {}
+    for factor in REPLICATED:
+        model = LogisticRegression(max_iter=500).fit(learned, facts[kind][factor].numpy())
+        shares[factor] = float(model.score(asked, facts["asked"][factor].numpy()))
+    return shares
