@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ipadapter_instruct_core.tasks import Task
+from ipadapter_instruct_core.tasks import Task, phrase
 from torch import Tensor
 from training.miniature.judged.cases import REPLICATED
 from training.miniature.judged.painting import load_models
@@ -43,8 +43,8 @@ class ReadoutConfig:
 def run(config: ReadoutConfig) -> None:
     models = load_models({JOINT: str(config.adapter)}, config.models, torch.device("cpu"))
     encoders, adapter = models.any_encoders, models.adapters[JOINT, Task.EVERYTHING].adapter
-    rows = models.dropped[adapter.config.instruction_encoder]
-    told = rows["everything_instruction"], rows["empty_text"]
+    instruction = encoders.instruction_states([phrase(Task.EVERYTHING)])[0]
+    told = instruction, models.dropped[adapter.config.instruction_encoder]["empty_text"]
 
     def states(pixels: Tensor) -> Tensor:
         return encoders.image_states(encoders.image_tower.preprocess(pixels))
