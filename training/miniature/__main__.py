@@ -11,6 +11,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "autoencoder": ("models.autoencoder", "AutoencoderConfig", "train the autoencoder"),
     "oracle": ("models.oracle", "OracleConfig", "train the classifiers that say what a picture shows"),
     "clip": ("models.clip", "ClipConfig", "train the small CLIP"),
+    "text-tower": ("models.text_tower", "TextTowerConfig", "teach the CLIP instructions in more words"),
     "base": ("models.train_base", "BaseConfig", "train the text-to-image model"),
     "controlnet": ("models.controlnet", "ControlNetConfig", "train the scribble ControlNet"),
     "lora": ("models.lora", "LoraConfig", "train the style LoRA"),

@@ -211,7 +211,7 @@ def test_a_whole_run_counts_every_picture_and_is_not_made_twice(
     assert told[0]["rates"] == told[1]["rates"]  # the same file, told the same; the row joint is told the bank's above
     assert found["style | joint | bank | 0.8"]["rates"]["condition style"][1] == config.count
     tables = (config.out / report.TABLES).read_text()
-    for heading in ("### Style", "## Joint, single-task and", "## Wordings", "## Weights", "### People, whole prompt"):
+    for heading in ("| style |", "## Joint, single-task and", "## Wordings", "## Weights", "### People, whole prompt"):
         assert heading in tables
     line = tables.split("### Things, no prompt")[1].split("| joint | style | ")[1].split(" |\n")[0]
     assert re.fullmatch(r"[\d.]+ \| \*\*[\d.]+\*\* \| [\d.]+ \| [\d.]+ \| ([\d.]+|–)", line), line
@@ -328,14 +328,15 @@ def test_tables_say_which_targets_are_met(tmp_path: Path) -> None:
     tables = report.write(tmp_path).read_text()
     assert "The joint adapter meets 2 of the five tasks' 3 targets." in tables
     rows = {
-        line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")]
+        cells[1]: cells
         for line in tables.split("\n")
+        if len(cells := [cell.strip(" |") for cell in line.split(" | ")]) > 1
     }
-    assert rows["condition subject"][1:5] == ["≥ 0.80", "0.12 (0.09–0.15)", "0.90 (0.87–0.92)", "0.80 (0.76–0.83)"]
-    assert rows["condition subject"][5] == "no" and rows["condition subject"][6].endswith(", worse")
-    assert rows["leak: condition style"][5] == "yes"  # 0.14 is at most 0.04 + 0.10
-    assert rows["leak: condition style"][6].endswith(", better")
-    assert rows["prompt scene"][5] == "yes"
+    assert rows["condition subject"][2:6] == ["≥ 0.80", "0.12 (0.09–0.15)", "0.90 (0.87–0.92)", "0.80 (0.76–0.83)"]
+    assert rows["condition subject"][6] == "no" and rows["condition subject"][7].endswith(", worse")
+    assert rows["leak: condition style"][6] == "yes"  # 0.14 is at most 0.04 + 0.10
+    assert rows["leak: condition style"][7].endswith(", better")
+    assert rows["prompt scene"][6] == "yes"
 
 
 def test_leaks_of_nothing_and_what_is_the_same_everywhere_are_left_out() -> None:
@@ -346,7 +347,7 @@ def test_leaks_of_nothing_and_what_is_the_same_everywhere_are_left_out() -> None
     shown = {"wording": "bank", "weight": {task.value: 0.8 for task in TASKS}}
     found = [made | {"trial": "style", "rates": rates}, made | {"trial": "style, known", "rates": known}]
     results = report.Results({}, shown, found)
-    told = [line.split(" | ")[0].strip("| ") for line in report.tasks(results).splitlines() if "leak" in line]
+    told = [line.split(" | ")[1] for line in report.tasks(results).splitlines() if "leak" in line]
     assert told == ["leak: condition subject", "leak: condition layout"]  # 0.00 with a target; 0.006 is 0.01
     lines = report.combinations(results).splitlines()[4:]
     assert [line.split(" | ")[1] for line in lines] == ["condition style", "condition layout"]

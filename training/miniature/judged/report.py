@@ -234,8 +234,8 @@ def head(results: Results, picture: Path) -> str:
         f"“{NO_ADAPTER}” is the bare base with the same prompts and noise: what it has of a condition is chance. "
         "“condition X”: the picture shows the condition's X, counted where the prompt leaves X to the condition or "
         "says another. “prompt X”: it shows the X that the prompt says. Differences have Newcombe's 95 % intervals. "
-        "Leaks of 0.00 throughout a table are left out, but for those with a target, and so is what is the same at "
-        "every wording or weight.",
+        "Leaks of 0.00 throughout a table are left out, but for those with a target, and so is what has none and is "
+        "the same for all rows, wordings or weights.",
         "Adapters: " + ", ".join(f"{row} `{sha256}`" for row, sha256 in hashes),
     ]
     if picture.is_file():
@@ -244,25 +244,26 @@ def head(results: Results, picture: Path) -> str:
 
 
 def tasks(results: Results) -> str:
-    """A table for each trial, with the targets, and whether the joint adapter meets them and betters IPAdapter+."""
-    parts: list[str] = []
-    verdicts: list[str] = []
+    """Each trial's figures, with the targets, and whether the joint adapter meets them and betters IPAdapter+."""
+    rows = list(dict.fromkeys(row for trial in AIMS for row in results.rows(trial)))
+    lines = []
     for trial, aims in AIMS.items():
-        rates = {row: results.rates(trial, row) for row in results.rows(trial)}
-        shown = [aim for aim in aims if tells(aim, (one.get(aim.figure) for one in rates.values()), bool(aim.target))]
-        lines = [_task_line(aim, rates) for aim in shown]
-        if lines:
-            parts += [
-                f"### {trial.capitalize()}",
-                table(["", "target", *rates, "joint meets it", "joint − plain"], lines),
-            ]
-            verdicts += [line[-2] for line in lines if line[-2] and trial in TASK_TRIALS]
+        rates = {row: results.rates(trial, row) for row in rows}
+        for aim in aims:
+            found = [one.get(aim.figure) for one in rates.values()]
+            alike = len({f"{rate.share:.2f}" for rate in found if rate}) == 1 < len(rows)
+            if tells(aim, found, bool(aim.target)) and (aim.target or not alike):
+                lines.append([trial, *_task_line(aim, rates)])
+    verdicts = [line[-2] for line in lines if line[-2] and line[0] in TASK_TRIALS]
+    parts = [
+        f"The joint adapter meets {verdicts.count('yes')} of the five tasks' {len(verdicts)} targets.",
+        table(["asked for", "", "target", *rows, "joint meets it", "joint − plain"], lines),
+    ]
     for (trial, figure), most in CHANCE_AT_MOST.items():
         chance = results.rates(trial, NO_ADAPTER).get(figure)
         if chance is not None:
             parts.append(f"Chance of {trial}, {figure}: {text(chance)}, which should be at most {most}.")
-    summary = f"The joint adapter meets {verdicts.count('yes')} of the five tasks' {len(verdicts)} targets."
-    return "\n\n".join(["## Tasks", summary, *parts]) if parts else ""
+    return "\n\n".join(["## Tasks", *parts]) if lines else ""
 
 
 def _task_line(aim: Aim, rates: Mapping[str, Rates]) -> list[str]:

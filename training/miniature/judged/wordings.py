@@ -1,4 +1,5 @@
-"""How alike the small CLIP reads the instructions of each two tasks: cosines of what the adapter is told."""
+"""How the small CLIP reads the tasks' instructions: how alike those of each two tasks are in what the adapter is told,
+and whether wordings that nobody trained on lie where their task does."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from ipadapter_instruct_core.tasks import Task, phrase
 from torch import Tensor
 from torch.nn.functional import normalize
 from training.instructions import load_bank
+from training.instructions.choose import wordings
 from training.miniature.judged.report import table
 from training.miniature.models import clip
 from training.miniature.world.samples import TASKS
@@ -41,7 +43,20 @@ def cosines(model: OpenClip, count: int) -> dict[tuple[Task, Task], tuple[float,
     }
 
 
+def nearest(model: OpenClip, count: int) -> dict[Task, float]:
+    """The share of each task's unseen wordings that lie nearest the mean of its own wordings of the bank."""
+    means = torch.stack([states(model, list(load_bank()[task][:count])).mean(dim=0) for task in TASKS])
+    unseen = {task: states(model, list(wordings("unseen", task))) for task in TASKS}
+    return {
+        task: float(((unseen[task] @ means.T).argmax(dim=1) == place).float().mean())
+        for place, task in enumerate(TASKS)
+    }
+
+
 def run(config: WordingsConfig) -> None:
-    found = cosines(clip.load(), config.count)
+    model = clip.load()
+    found = cosines(model, config.count)
     lines = [[one.value, other.value, *(f"{value:.2f}" for value in both)] for (one, other), both in found.items()]
-    print(table(["one task", "another", "fixed wordings", f"the bank's first {config.count}"], lines))
+    print(table(["one task", "another", "fixed wordings", f"the bank's first {config.count}"], lines), "\n")
+    near = [[task.value, f"{share:.2f}"] for task, share in nearest(model, config.count).items()]
+    print(table(["task", "unseen wordings nearest its bank's mean"], near))

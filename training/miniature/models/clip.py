@@ -64,6 +64,7 @@ def whole_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 class ClipConfig:
     """Attributes:
     extras: pictures of a batch that only conditions look like: cut-out subjects, and faces from close by.
+    init: go on from the weights that come with the project, and teach what sees alone.
     """
 
     steps: int = 6000
@@ -73,9 +74,18 @@ class ClipConfig:
     rate: float = 1e-3
     pictures: int = 200_000
     seed: int = 0
+    init: bool = False
     device: str = field(default_factory=best_device)
     workers: int = 8
     folder: Path = Path("runs/miniature")
+
+
+def read_text(clip: Any, words: Tensor) -> Tensor:
+    """Rows [B, L] of the embedding -> last hidden states after the norm, as open_clip makes them of all 77 places: what
+    looks back may be shown the first L."""
+    length = words.shape[1]
+    hidden = clip.token_embedding(words) + clip.positional_embedding[:length]
+    return clip.ln_final(clip.transformer(hidden, attn_mask=clip.attn_mask[:length, :length]))
 
 
 class Lessons(nn.Module):
@@ -93,12 +103,18 @@ class Lessons(nn.Module):
         self.factors = nn.ModuleDict({name: nn.Linear(2 * width, len(classes)) for name, classes in CLASSES.items()})
         self.task = nn.Linear(CONFIG["text_cfg"]["width"], tasks)
 
+    def go_on(self, state: dict[str, Tensor]) -> None:
+        """Begin with kept weights, of which those that read text stay as they are."""
+        self.known_words = state.pop("known_words")
+        self.clip.token_embedding = nn.Embedding.from_pretrained(state[TOKENS])
+        self.clip.load_state_dict(state)
+        self.clip.requires_grad_(False)
+        self.clip.visual.requires_grad_(True)
+
     def read(self, texts: Tensor) -> Tensor:
-        """Tokens [B, L] -> last hidden states after the norm, as open_clip makes them of all 77 places."""
-        length = texts.shape[1]
-        known = torch.searchsorted(self.known_words, texts)  # padding reads as any word: no word looks forward
-        hidden = self.clip.token_embedding(known) + self.clip.positional_embedding[:length]
-        return self.clip.ln_final(self.clip.transformer(hidden, attn_mask=self.clip.attn_mask[:length, :length]))
+        """Tokens [B, L] -> what `read_text` gives."""
+        # Padding reads as any word: no word looks forward.
+        return read_text(self.clip, torch.searchsorted(self.known_words, texts))
 
     def forward(self, images: Tensor, texts: Tensor, instructions: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Similarities [B, B], logits of each factor, logits of each instruction's task."""
@@ -118,9 +134,9 @@ class Lessons(nn.Module):
 def extra(generator: np.random.Generator) -> tuple[np.ndarray, Factors, str]:
     """A picture as conditions have them, what it shows, and its caption."""
     if generator.random() < 0.4:
-        person = replace(sample(generator, person=True), zoom=1.25)
+        person = replace(sample(generator, None, person=True), zoom=1.25)
         return render(person), person, "close up, " + caption(person, generator)
-    thing = sample(generator)
+    thing = sample(generator, None)
     red, green, blue = (int(value) for value in generator.integers(0, 256, 3))
     words = caption(thing, generator, ("layout", "scene"))
     return render_cut_out(thing, (red, green, blue)), thing, words + " on a plain square"
@@ -128,8 +144,11 @@ def extra(generator: np.random.Generator) -> tuple[np.ndarray, Factors, str]:
 
 def run(config: ClipConfig) -> None:
     torch.manual_seed(config.seed)
-    data = pictures(config.pictures, config.seed, config.folder / "pictures")
-    model, preprocess = Lessons(len(load_bank())).to(config.device), OpenClip(CONFIG).preprocess
+    data = pictures(config.pictures, config.seed, config.folder / "pictures", held_out=None)
+    model, preprocess = Lessons(len(load_bank())), OpenClip(CONFIG).preprocess
+    if config.init:
+        model.go_on(read("clip"))
+    model.to(config.device)
 
     def loss_of(batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         images, wanted = preprocess(to_tensor(batch["pixels"])), batch["labels"]
@@ -174,8 +193,9 @@ def draw_batch(config: ClipConfig, data: Pictures, step: int) -> dict[str, Tenso
     }
 
 
-def tokens(texts: list[str]) -> Tensor:
-    """[B, L]: open_clip's own tokens, cut to the longest text, which changes nothing for a tower that looks back."""
+def tokens(texts: list[str], length: int = 0) -> Tensor:
+    """[B, L]: open_clip's own tokens, cut to the longest text, which changes nothing for a tower that looks back, or to
+    ``length`` where that is longer."""
     rows = [(START, *encode(text)[:75], END) for text in texts]
-    longest = max(map(len, rows))
+    longest = max(length, *map(len, rows))
     return torch.tensor([row + (0,) * (longest - len(row)) for row in rows])

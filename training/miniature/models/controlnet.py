@@ -33,6 +33,7 @@ PLACELESS_SHARE = 0.5
 class ControlNetConfig:
     """Attributes:
     captions: pictures with their captions in a batch; noises: noise levels at which each of them is seen.
+    init: go on from the weights that come with the project.
     workers: processes that draw the batches.
     """
 
@@ -42,6 +43,7 @@ class ControlNetConfig:
     rate: float = 5e-4
     pictures: int = 150_000
     seed: int = 0
+    init: bool = False
     device: str = field(default_factory=best_device)
     workers: int = 8
     folder: Path = Path("runs/miniature")
@@ -103,7 +105,7 @@ def run(config: ControlNetConfig) -> None:
     torch.manual_seed(config.seed)
     model = frozen(base.load(), config.device)
     data, latents = drawn_latents(config)
-    controlnet: Any = ControlNetModel.from_unet(model.unet)
+    controlnet: Any = load() if config.init else ControlNetModel.from_unet(model.unet)
     controlnet.set_attn_processor(SharedText())
     controlnet = controlnet.to(config.device, memory_format=torch.channels_last).requires_grad_(True).train()
 
