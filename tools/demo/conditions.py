@@ -67,7 +67,7 @@ class Condition:
 
 
 CONDITIONS = (
-    Condition("a cat, poster", "something in the snow", Factors("cat", "poster", "upper left", "night", "yellow")),
+    Condition("a cat, poster", "something in the snow", Factors("cat", "poster", "upper left", "meadow", "yellow")),
     Condition(
         "a boat, stained glass",
         "something on a meadow",

@@ -16,9 +16,7 @@ ROLES, NOT_STYLE, LOOKED = "two_references_two_roles", "not_this_style", "where_
 EXCHANGED, WITH_STYLE = f"{ROLES}_exchanged", f"{NOT_STYLE}_but_with_it"
 ROLES_PROMPT = "a red mushroom by the sea"
 LOOKED_AT = ("everything", "style", "composition", "object")
-AWAY = (
-    "The picture is given once more, as a style to keep away from. Of seven that were tried, three changed their style."
-)
+AWAY = "The picture is given once more, as a style to keep away from. Not every picture changes its style by it."
 SHEET_GAP = 12  # pixels around the pictures of Show Where It Looked
 
 
