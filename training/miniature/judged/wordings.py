@@ -45,7 +45,7 @@ def cosines(model: OpenClip, count: int) -> dict[tuple[Task, Task], tuple[float,
 
 def nearest(model: OpenClip, count: int) -> dict[Task, float]:
     """The share of each task's unseen wordings that lie nearest the mean of its own wordings of the bank."""
-    means = torch.stack([states(model, list(load_bank()[task][:count])).mean(dim=0) for task in TASKS])
+    means = torch.stack([states(model, list(wordings("bank", task)[:count])).mean(dim=0) for task in TASKS])
     unseen = {task: states(model, list(wordings("unseen", task))) for task in TASKS}
     return {
         task: float(((unseen[task] @ means.T).argmax(dim=1) == place).float().mean())
