@@ -29,10 +29,10 @@ def settings(name: str, folder: str = "training/configs"):
     return read_config(verb, [str(ROOT / command[-1])])[0]
 
 
-def single_task(task: str, folder: str = "training/configs/train"):
-    """The options that the head of ablation.toml gives, for one task."""
-    path = ROOT / folder / "ablation.toml"
-    options = re.search(r"--tasks style=1 --out \S+style\b", " ".join(head_of(path)))[0]
+def single_task(task: str, config: str = "training/configs/train/ablation"):
+    """A joint model's config with the options that its head gives for one task."""
+    path = ROOT / f"{config}.toml"
+    options = re.search(r"--tasks style=1 .*?--out \S+style\b", " ".join(head_of(path)))[0]
     return read_config("train", [str(path), *options.replace("style", task).split()])[0]
 
 
@@ -109,13 +109,15 @@ def test_what_one_config_writes_another_reads() -> None:
         assert (changed.out, changed.base) == (config.features, config.base)
 
 
-def test_the_miniatures_figures_show_what_its_runs_and_its_evaluation_wrote() -> None:
-    evaluate, figures, curves = (
-        settings(name, "training/miniature/configs") for name in ("evaluate", "figures", "curves")
-    )
-    assert figures.pictures == evaluate.out and {figures.against, *figures.rows} <= set(evaluate.rows)
-    assert {*figures.curves, *curves.curves} == {Task(task) for task in PAPERS_TASKS}
+def test_the_miniatures_claim_is_of_equal_samples_a_task_and_its_table_shows_what_it_wrote() -> None:
     folder = "training/miniature/configs"
-    trained = {tomllib.loads(config.read_text()).get("out") for config in MINIATURE}
-    trained |= {str(single_task(task, folder).out) for task in PAPERS_TASKS}
-    assert {str(run) for run in (*figures.runs.values(), *curves.runs.values())} <= trained
+    joint, evaluate, figures = (settings(name, folder) for name in ("claim", "evaluate", "figures"))
+    singles = {task: single_task(task, f"{folder}/claim") for task in PAPERS_TASKS}
+    for task, single in singles.items():
+        assert (single.tasks, single.batch_size * len(PAPERS_TASKS)) == ({Task(task): 1.0}, joint.batch_size)
+        changed = ("out", "tasks", "batch_size", "micro_batch_size")
+        assert single.model_copy(update={name: getattr(joint, name) for name in changed}) == joint
+    last = f"snapshots/step-{joint.steps:08d}.safetensors"
+    assert evaluate.rows["Single-task models"] == {task: single.out / last for task, single in singles.items()}
+    assert evaluate.rows["IPAdapter-Instruct"] == {"all": joint.out / last}
+    assert figures.pictures == evaluate.out and {figures.against, *figures.rows} <= set(evaluate.rows)
