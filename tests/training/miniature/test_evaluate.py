@@ -268,6 +268,9 @@ def test_curves_are_of_each_snapshot_of_every_run_and_of_what_they_began_with(mo
             path = tmp_path / run / curves.SNAPSHOTS / f"step-{step:08d}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(models / f"{adapter}.safetensors", path)
+    other = tmp_path / "single-long" / curves.SNAPSHOTS / "step-00000200.safetensors"  # of no task: no step of these
+    other.parent.mkdir(parents=True)
+    shutil.copy(models / "joint.safetensors", other)
     folders = {"joint": str(tmp_path / "joint"), "fixed": str(tmp_path / "fixed")}
     folders["single"] = str(tmp_path / "single-{task}")
     start, out = models / "plain.safetensors", tmp_path / "out"

@@ -70,8 +70,8 @@ def steps_of(folder: str) -> list[int]:
     Raises:
         FileNotFoundError: there are none.
     """
-    path = Path(folder.replace(TASK_PLACE, "*"))
-    found = {int(file.stem.removeprefix("step-")) for file in path.parent.glob(f"{path.name}/{SNAPSHOTS}/step-*")}
+    runs = {Path(folder.replace(TASK_PLACE, task.value)) for task in TASKS}
+    found = {int(file.stem.removeprefix("step-")) for run in runs for file in (run / SNAPSHOTS).glob("step-*")}
     if not found:
         raise FileNotFoundError(f"{folder} has no snapshots; train it with --snapshot-every.")
     return sorted(found)
