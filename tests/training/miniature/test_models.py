@@ -13,7 +13,7 @@ from training.miniature.expand.write import write_clip
 from training.miniature.models import autoencoder, base, clip, oracle
 from training.miniature.world.captions import caption
 from training.miniature.world.drawn import to_tensor
-from training.miniature.world.factors import Factors, sample
+from training.miniature.world.factors import STYLES, Factors, sample
 from training.miniature.world.style import render
 
 
@@ -49,6 +49,27 @@ def test_the_autoencoder_brings_pictures_back(held_out: tuple) -> None:
         errors = (coder.decode(latents).clamp(0, 1) - images).square().mean(dim=(1, 2, 3))
     assert 0.8 < latents.std() < 1.25
     assert -10 * errors.log10().mean() > 23
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_faces_stay_legible_in_every_style(style: str) -> None:
+    """The autoencoder of before this edition lost 44 of 100 expressions in neon, 8 in blueprint."""
+    generator = np.random.default_rng(5)
+    factors = [sample(generator, None, style=style, person=True) for _ in range(60)]
+    coder = autoencoder.load()
+    with torch.inference_mode():
+        passed = coder.decode(coder.encode(to_tensor(np.stack([render(one) for one in factors])))).clamp(0, 1)
+    scores = oracle.accuracy(oracle.judge(oracle.load(), passed), oracle.labels(factors))
+    assert min(scores["expression"], scores["identity"]) >= 0.95, scores
+
+
+def test_a_mistake_in_a_face_counts_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    coder, pictures = autoencoder.load(), torch.full((2, 3, 64, 64), 0.5)
+    wrong = pictures.clone()
+    wrong[0, :, 28:36, 28:36] = 1.0
+    monkeypatch.setattr(coder, "decode", lambda latents: wrong)
+    (thing, error), (person, same) = (autoencoder.autoencoder_loss(coder, pictures, people) for people in (0, 1))
+    assert error == same and person - thing > 0.01
 
 
 def test_the_clip_finds_a_pictures_own_caption(held_out: tuple, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 from training.miniature.models import autoencoder
 from training.miniature.models.base import SCHEDULE, TextToImage
+from training.miniature.models.fit import in_bfloat16
 from training.miniature.world.drawn import Pictures, pictures
 
 LARGEST_WEIGHT = 8.0
@@ -38,10 +39,11 @@ def drawn_latents(config: DrawnFrom) -> tuple[Pictures, Tensor]:
     if not path.exists():
         model = autoencoder.load().to(config.device)
         parts = np.array_split(np.arange(len(data.factors)), -(-len(data.factors) // 500))
-        parts = [
-            model.encode(data.batch(part).to(config.device)).cpu()
-            for part in tqdm(parts, desc="encoding", mininterval=5)
-        ]
+        with torch.autocast(config.device, torch.bfloat16, enabled=in_bfloat16(config.device)):
+            parts = [
+                model.encode(data.batch(part).to(config.device)).float().cpu()
+                for part in tqdm(parts, desc="encoding", mininterval=5)
+            ]
         torch.save(torch.cat(parts), path)
     return data, torch.load(path, weights_only=True).to(config.device)
 

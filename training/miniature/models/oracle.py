@@ -98,7 +98,11 @@ def load() -> Oracle:
 
 @dataclass
 class OracleConfig:
-    """Train the oracle, on pictures as drawn and on pictures that went through the autoencoder."""
+    """Train the oracle, on pictures as drawn and on pictures that went through the autoencoder.
+
+    Attributes:
+        init: go on from the weights that come with the project.
+    """
 
     steps: int = 3000
     batch: int = 256
@@ -106,6 +110,7 @@ class OracleConfig:
     pictures: int = 100_000
     round_trips: int = 30_000
     seed: int = 0
+    init: bool = False
     device: str = field(default_factory=best_device)
     workers: int = 4
     folder: Path = Path("runs/miniature")
@@ -141,7 +146,10 @@ def run(config: OracleConfig) -> None:
     data = pictures(config.pictures, config.seed, config.folder / "pictures", held_out=None)
     passed = round_trips(data, config.round_trips, config.device)
     known = torch.stack([*labels(data.factors).values()], dim=1)
-    model = channels_last(Oracle()).to(config.device).train()
+    model = channels_last(Oracle())
+    if config.init:
+        model.load_state_dict(read("oracle"))
+    model.to(config.device).train()
 
     def draw(step: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([config.seed, step])

@@ -33,6 +33,8 @@ HAIR_COLOURS: dict[str, Rgb] = {
     "black": (38, 32, 38), "brown": (110, 66, 36), "blond": (240, 205, 100), "red": (205, 85, 35),
     "grey": (170, 172, 180),
 }  # fmt: skip
+_SOLID = [Region.EYE, Region.MOUTH, Region.GLASSES]
+_BARE = [Region.EYE_WHITE, Region.TEETH, Region.CHEEK]
 SKIN_COLOURS: dict[str, Rgb] = {"light": (252, 216, 190), "tan": (222, 165, 118), "dark": (138, 88, 60)}
 
 
@@ -104,6 +106,13 @@ def _outline(regions: np.ndarray) -> np.ndarray:
     return _borders((regions >= FIRST_OF_SUBJECT).astype(np.uint8), 2)
 
 
+def _lines(regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two of [128, 128] bool: the lines between regions, and a face's eyes, mouth and glasses. These are solid shapes,
+    since lines around them would be finer than a picture of 64 pixels, and its 64 latents, can hold."""
+    solid = np.isin(regions, _SOLID)
+    return _borders(np.where(solid | np.isin(regions, _BARE), Region.SKIN, regions)) & ~solid, solid
+
+
 def _blur(picture: np.ndarray, radius: float) -> np.ndarray:
     image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
@@ -147,7 +156,8 @@ def pencil(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     strokes = ((rows + columns) % 8 < 3) & (tone < 0.72)
     crossed = ((rows - columns) % 8 < 3) & (tone < 0.4)
     ink = np.where(strokes | crossed, 0.55, 0.04) + 0.12 * (1 - tone)
-    ink[_outline(regions) | _borders(regions)] = 0.95
+    lines, solid = _lines(regions)
+    ink[_outline(regions) | lines | solid] = 0.95
     return _finish(np.array([247, 244, 236]) - ink[..., None] * np.array([185, 182, 172]))
 
 
@@ -167,9 +177,9 @@ def neon(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Glowing outlines on black."""
     bright = palette + 70
     bright = _saturate(np.clip(bright * 255 / bright.max(axis=1, keepdims=True), 0, 255), 2.2)
-    lines = bright[regions] * _borders(regions)[..., None]
+    lines, solid = (bright[regions] * where[..., None] for where in _lines(regions))
     glow = _blur(lines, 4)
-    return _finish(np.array([8, 4, 20]) + 0.16 * bright[regions] + 1.1 * lines + 1.5 * glow)
+    return _finish(np.array([8, 4, 20]) + 0.16 * bright[regions] + 1.1 * (lines + solid) + 1.5 * glow)
 
 
 def glass(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -188,7 +198,8 @@ def blueprint(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     rows, columns = _page()
     paper = np.where((rows % 16 < 2) | (columns % 16 < 2), 0.2, 0.0)
     ink = np.maximum(paper, 0.22 * (regions >= FIRST_OF_SUBJECT) + 0.2 * (1 - _tone(palette)[regions]))
-    ink[_borders(regions)] = 1
+    lines, solid = _lines(regions)
+    ink[lines | solid] = 1
     return _finish(np.array([18, 62, 150]) + ink[..., None] * np.array([230, 190, 105]))
 
 
@@ -215,7 +226,8 @@ def woodcut(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     rows, columns = _page()
     wave = np.abs(((rows + 1.5 * np.sin(columns * np.pi / 8)) % 8) / 4 - 1)
     tone = _lift(_tone(palette))[regions]
-    ink = (wave > 1.22 * tone + 0.08) | _outline(regions) | _borders(regions)
+    lines, solid = _lines(regions)
+    ink = (wave > 1.22 * tone + 0.08) | _outline(regions) | lines | solid
     return _finish(np.where(ink[..., None], np.array([52, 24, 14]), np.array([226, 178, 98])))
 
 
