@@ -75,12 +75,12 @@ CONDITIONS = (
     ),
     Condition(
         "a person, stained glass",
-        "a surprised person at night",
+        "a sad person on a meadow",
         Factors(PERSON, "glass", PORTRAIT, "sea", "teal", identity=8, expression="happy", tilt=-6),
     ),
     Condition(
         "a person, poster",
-        "a sleepy person in the desert",
+        "a happy person by the sea",
         Factors(PERSON, "poster", PORTRAIT, "meadow", "purple", identity=11, expression="sad", tilt=8),
     ),
 )

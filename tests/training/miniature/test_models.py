@@ -19,13 +19,13 @@ from training.miniature.world.style import render
 
 @pytest.fixture(scope="module")
 def held_out() -> tuple[list[Factors], torch.Tensor]:
-    """300 pictures of combinations that training never saw."""
+    """300 pictures of combinations that the adapters' training never saw."""
     generator = np.random.default_rng(100)
     factors = [sample(generator, True, person=n % 3 == 0) for n in range(300)]
     return factors, to_tensor(np.stack([render(one) for one in factors]))
 
 
-def test_the_oracle_knows_every_factor_of_unseen_combinations(held_out: tuple) -> None:
+def test_the_oracle_knows_every_factor_of_held_out_combinations(held_out: tuple) -> None:
     factors, images = held_out
     scores = oracle.accuracy(oracle.judge(oracle.load(), images), oracle.labels(factors))
     assert scores.keys() == oracle.CLASSES.keys()
@@ -53,7 +53,7 @@ def test_the_autoencoder_brings_pictures_back(held_out: tuple) -> None:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_faces_stay_legible_in_every_style(style: str) -> None:
-    """The autoencoder of before this edition lost 44 of 100 expressions in neon, 8 in blueprint."""
+    """The autoencoder of before these drawings lost 44 of 100 of their expressions in neon, 8 in blueprint."""
     generator = np.random.default_rng(5)
     factors = [sample(generator, None, style=style, person=True) for _ in range(60)]
     coder = autoencoder.load()
@@ -68,7 +68,7 @@ def test_a_mistake_in_a_face_counts_more(monkeypatch: pytest.MonkeyPatch) -> Non
     wrong = pictures.clone()
     wrong[0, :, 28:36, 28:36] = 1.0
     monkeypatch.setattr(coder, "decode", lambda latents: wrong)
-    (thing, error), (person, same) = (autoencoder.autoencoder_loss(coder, pictures, people) for people in (0, 1))
+    (thing, error), (person, same) = (autoencoder.autoencoder_loss(coder, pictures, portraits) for portraits in (0, 1))
     assert error == same and person - thing > 0.01
 
 

@@ -13,7 +13,7 @@ from training.datasets.index import Shards
 from training.datasets.sample import Sample, decode_picture
 from training.datasets.shards import Tally
 from training.miniature.models.fit import Fit, fit
-from training.miniature.world import captions, factors, samples, words
+from training.miniature.world import captions, drawn, factors, samples, words
 from training.miniature.world.factors import IDENTITIES, LAYOUTS, SCENES, STYLES, SUBJECTS, Factors
 from training.miniature.world.style import render, render_cut_out
 
@@ -142,7 +142,7 @@ def test_captions_are_made_of_known_words_alone() -> None:
 
 
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    def train(folder: Path, stop: int | None = None) -> torch.Tensor:
+    def train(folder: Path, stop: int | None = None, steps: int = 30) -> torch.Tensor:
         torch.manual_seed(0)
         model = torch.nn.Linear(3, 1)
 
@@ -155,10 +155,21 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path) ->
             inputs = batch["inputs"]
             return (model(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean(), {}
 
-        return fit(model, draw, loss_of, Fit(steps=30, rate=0.05, warmup=3, save_every=10), folder).weight.detach()
+        return fit(model, draw, loss_of, Fit(steps, rate=0.05, warmup=3, save_every=10), folder).weight.detach()
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", stop=17)
     assert torch.equal(train(tmp_path / "cut"), whole)
     assert (whole - 1).abs().max() < 0.9
+    with pytest.raises(ValueError, match="holds a run of 30 steps, more than 20; remove it"):
+        train(tmp_path / "whole", steps=20)
+
+
+def test_pictures_of_earlier_drawings_are_not_taken_for_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = drawn.pictures(4, 0, tmp_path)
+    assert drawn.pictures(4, 0, tmp_path).sha256 == one.sha256 and len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(drawn, "_drawing", lambda: "later")
+    assert drawn.pictures(4, 0, tmp_path).name == "training-0-4-later" and len(list(tmp_path.iterdir())) == 4

@@ -16,7 +16,7 @@ from training.miniature.world.factors import PERSON
 
 WIDTH = 64
 BLOCKS = (1, 3, 3, 3)  # at 64, 32, 16 and 8 pixels
-FACE, FACE_WEIGHT = slice(14, 52), 4.0  # rows and columns of a portrait's features, and how much a mistake there counts
+FACE, FACE_WEIGHT = slice(14, 52), 4.0  # where most of a portrait's features lie, and how much a mistake there counts
 LATENT_NOISE = 0.05  # added while training: neighbouring latents then decode alike, which a diffusion model needs
 
 
@@ -101,16 +101,16 @@ def fold(trained: Autoencoder) -> Autoencoder:
     return channels_last(plain).eval()
 
 
-def autoencoder_loss(model: Autoencoder, pictures: Tensor, people: int = 0) -> tuple[Tensor, Tensor]:
+def autoencoder_loss(model: Autoencoder, pictures: Tensor, portraits: int = 0) -> tuple[Tensor, Tensor]:
     """How far the pictures come back from themselves and the latents are from unit variance; and the former alone.
 
     Args:
-        people: how many of the pictures, the first ones, show a person: their faces count more.
+        portraits: how many of the pictures, the first ones, show a person: their faces count more.
     """
     latents = model.encode(pictures).float()
     difference = model.decode(latents + LATENT_NOISE * torch.randn_like(latents)).float() - pictures
     counts = torch.ones_like(pictures[:, :1])
-    counts[:people, :, FACE, FACE] = FACE_WEIGHT
+    counts[:portraits, :, FACE, FACE] = FACE_WEIGHT
     weighed = 2 * difference - difference.mean(dim=1, keepdim=True)  # hues count twice as much as brightness
     error = (counts * (weighed.abs() + 2 * weighed.square())).mean()
     down, right = (counts[:, :, 1:] * difference.diff(dim=2)), (counts[..., 1:] * difference.diff(dim=3))
@@ -124,14 +124,14 @@ class AutoencoderConfig:
     """Attributes:
     steps: of encoder and decoder together, after which the latents stay as they are; decoder_steps: of the decoder
         alone, while a text-to-image model can already be trained.
-    people: share of a batch; more than of the world, since what tells faces apart is small.
+    people_share: of a batch, 0-1; more than of the world, since what tells faces apart is small.
     init: go on from the weights that come with the project, whose batch norms are drawn in; take a tenth of the rate.
     """
 
     steps: int = 8000
     decoder_steps: int = 4000
     batch: int = 96
-    people: float = 0.6
+    people_share: float = 0.6
     init: bool = False
     rate: float = 2e-3
     pictures: int = 30_000
@@ -152,15 +152,16 @@ def run(config: AutoencoderConfig) -> None:
     model.to(config.device)
 
     person = np.array([one.subject == PERSON for one in data.factors])
-    people, things, count = np.flatnonzero(person), np.flatnonzero(~person), round(config.people * config.batch)
+    persons, things = np.flatnonzero(person), np.flatnonzero(~person)
+    portraits = round(config.people_share * config.batch)
 
     def draw(step: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([config.seed, step])
-        chosen = [generator.choice(people, count), generator.choice(things, config.batch - count)]
+        chosen = [generator.choice(persons, portraits), generator.choice(things, config.batch - portraits)]
         return {"pixels": data.bytes(np.concatenate(chosen))}
 
     def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, error = autoencoder_loss(model, to_tensor(batch["pixels"]), count)
+        loss, error = autoencoder_loss(model, to_tensor(batch["pixels"]), portraits)
         return loss, {"mse": error}
 
     def train(steps: int, rate: float, part: str) -> None:

@@ -24,9 +24,14 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def in_bfloat16(device: str) -> bool:
-    """Where half the bits go several times as fast: on graphics cards, and on processors with matrix tiles (AMX)."""
-    return device == "cuda" or torch.cpu.get_capabilities().get("amx_tile", False)
+def in_bfloat16(device: str) -> torch.autocast:
+    """Half the bits where convolutions go several times as fast with them: on CUDA, and on processors with matrix tiles
+    (AMX), of which torch tells from 2.11 on."""
+    kind = torch.device(device).type
+    tiles: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.autocast(
+        kind, torch.bfloat16, enabled=kind == "cuda" or (kind == "cpu" and tiles.get("amx_bf16", False))
+    )
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -99,7 +104,7 @@ def fit(
         model: on ``device``; those of its parameters that ask for gradients are trained.
         draw: step number -> batch on the CPU. It draws from the number alone, so that a run which was cut off goes
             on as if it had not been.
-        loss_of: batch on ``device`` -> loss, and figures for the log. See `in_bfloat16`.
+        loss_of: batch on ``device`` -> loss, and figures for the log; in bfloat16 where `in_bfloat16` says so.
         folder: holds ``state.pt``, from which the run goes on, and ``log.jsonl``.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,12 +119,16 @@ def fit(
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         average, first = kept["average"], kept["step"]
+        if first > settings.steps:
+            raise ValueError(
+                f"{folder} holds a run of {first} steps, more than {settings.steps}; remove it to begin anew."
+            )
     began = time.monotonic()
     loader = batches(draw, first, settings.steps, workers)
     for done, batch in enumerate(tqdm(loader, initial=first, total=settings.steps, mininterval=10), start=first + 1):
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(done - 1)
-        with torch.autocast(device, torch.bfloat16, enabled=in_bfloat16(device)):
+        with in_bfloat16(device):
             loss, figures = loss_of(to_device(batch, device))
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)

@@ -13,9 +13,11 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
+from training.files import sha256
 from training.miniature.models import autoencoder
 from training.miniature.models.base import SCHEDULE, TextToImage
 from training.miniature.models.fit import in_bfloat16
+from training.miniature.models.weights import path_of
 from training.miniature.world.drawn import Pictures, pictures
 
 LARGEST_WEIGHT = 8.0
@@ -35,11 +37,12 @@ class DrawnFrom(Protocol):
 def drawn_latents(config: DrawnFrom) -> tuple[Pictures, Tensor]:
     """The pictures of a run, of any combination, and their latents [N, 4, 8, 8] on its device, both kept on disk."""
     data = pictures(config.pictures, config.seed, config.folder / "pictures", held_out=None)
-    path = config.folder / "pictures" / f"latents-any-{config.seed}-{config.pictures}.pt"
+    coder = sha256(path_of("autoencoder"))[:8]
+    path = config.folder / "pictures" / f"latents-{data.name}-{coder}.pt"
     if not path.exists():
         model = autoencoder.load().to(config.device)
         parts = np.array_split(np.arange(len(data.factors)), -(-len(data.factors) // 500))
-        with torch.autocast(config.device, torch.bfloat16, enabled=in_bfloat16(config.device)):
+        with in_bfloat16(config.device):
             parts = [
                 model.encode(data.batch(part).to(config.device)).float().cpu()
                 for part in tqdm(parts, desc="encoding", mininterval=5)

@@ -142,7 +142,7 @@ def augment(images: Tensor) -> Tensor:
 
 def run(config: OracleConfig) -> None:
     torch.manual_seed(config.seed)
-    # It has to judge every combination, so it learns from all of them: what is held out is for the other models.
+    # It has to judge every combination, so it learns from all of them: what is held out is for the adapters.
     data = pictures(config.pictures, config.seed, config.folder / "pictures", held_out=None)
     passed = round_trips(data, config.round_trips, config.device)
     known = torch.stack([*labels(data.factors).values()], dim=1)

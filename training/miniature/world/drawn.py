@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ class Pictures:
     """Attributes:
     pixels: [N, 64, 64, 3] uint8.
     factors: of each.
+    name: tells them from others in a folder.
     """
 
     pixels: np.ndarray
     factors: list[Factors]
+    name: str
 
     def bytes(self, indices: np.ndarray) -> Tensor:
         """[B, 64, 64, 3] uint8."""
@@ -64,13 +66,22 @@ def _drawn(seed: int, held_out: bool | None, number: int) -> tuple[np.ndarray, F
     return render(factors), factors
 
 
+@cache
+def _drawing() -> str:
+    """Of the code that draws: pictures of an earlier one are not taken for its own."""
+    code = (
+        Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("factors", "regions", "draw", "faces", "style")
+    )
+    return hashlib.sha256(b"".join(code)).hexdigest()[:8]
+
+
 def pictures(count: int, seed: int, folder: Path, held_out: bool | None = False) -> Pictures:
     """Draw ``count`` pictures, or read them where an earlier run has drawn them.
 
     Args:
         held_out: False for combinations of the training set, True for the others, None for any.
     """
-    stem = f"{SIDES[held_out]}-{seed}-{count}"
+    stem = f"{SIDES[held_out]}-{seed}-{count}-{_drawing()}"
     kept, words = folder / f"{stem}.npy", folder / f"{stem}.json"
     if not (kept.exists() and words.exists()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,5 +89,5 @@ def pictures(count: int, seed: int, folder: Path, held_out: bool | None = False)
         np.save(kept, np.stack([picture for picture, _ in drawn]))
         words.write_text(json.dumps([asdict(one) for _, one in drawn]), encoding="utf-8")
     return Pictures(
-        np.load(kept, mmap_mode="r"), [Factors(**one) for one in json.loads(words.read_text(encoding="utf-8"))]
+        np.load(kept, mmap_mode="r"), [Factors(**one) for one in json.loads(words.read_text(encoding="utf-8"))], stem
     )

@@ -33,8 +33,6 @@ HAIR_COLOURS: dict[str, Rgb] = {
     "black": (38, 32, 38), "brown": (110, 66, 36), "blond": (240, 205, 100), "red": (205, 85, 35),
     "grey": (170, 172, 180),
 }  # fmt: skip
-_SOLID = [Region.EYE, Region.MOUTH, Region.GLASSES]
-_BARE = [Region.EYE_WHITE, Region.TEETH, Region.CHEEK]
 SKIN_COLOURS: dict[str, Rgb] = {"light": (252, 216, 190), "tan": (222, 165, 118), "dark": (138, 88, 60)}
 
 
@@ -106,11 +104,16 @@ def _outline(regions: np.ndarray) -> np.ndarray:
     return _borders((regions >= FIRST_OF_SUBJECT).astype(np.uint8), 2)
 
 
+SOLID = [Region.EYE, Region.MOUTH, Region.GLASSES]  # EYE: pupils and brows
+BARE = [Region.EYE_WHITE, Region.TEETH, Region.CHEEK]  # CHEEK: the nose
+
+
 def _lines(regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two of [128, 128] bool: the lines between regions, and a face's eyes, mouth and glasses. These are solid shapes,
-    since lines around them would be finer than a picture of 64 pixels, and its 64 latents, can hold."""
-    solid = np.isin(regions, _SOLID)
-    return _borders(np.where(solid | np.isin(regions, _BARE), Region.SKIN, regions)) & ~solid, solid
+    """Two of [128, 128] bool: the lines between regions, and a face's eyes, brows, mouth and glasses. These are solid
+    shapes, and nothing in a face has lines around it, which would be finer than a picture of 64 pixels, and its 64
+    latents, can hold. Over hair and beard a solid shape has a line's breadth of its surroundings' border around it."""
+    solid = np.isin(regions, SOLID)
+    return _borders(np.where(solid | np.isin(regions, BARE), Region.SKIN, regions)) & ~solid, solid
 
 
 def _blur(picture: np.ndarray, radius: float) -> np.ndarray:
@@ -174,7 +177,7 @@ def watercolour(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def neon(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Glowing outlines on black."""
+    """Glowing outlines on black, and faces of bright shapes."""
     bright = palette + 70
     bright = _saturate(np.clip(bright * 255 / bright.max(axis=1, keepdims=True), 0, 255), 2.2)
     lines, solid = (bright[regions] * where[..., None] for where in _lines(regions))
