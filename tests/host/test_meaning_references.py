@@ -66,8 +66,8 @@ class Pairs:
         return apply_adapter(model, self.world.adapter, reference=reference, weight=weight, guidance="simple", **more)
 
     def shares(self, model: Any) -> dict[str, float]:
-        """Of the pictures, how many show the style and the layout of the first and of the second reference; and how sure
-        the oracle is of the first one's style, as a mean log-likelihood: few pictures tell more by it."""
+        """Of the pictures, how many show the style and the layout of the first and of the second reference; and how
+        sure the oracle is of the first one's style, as a mean log-likelihood: few tell more by it."""
         pictures = self.world.paint(self.cases, model=model, adapted=False)
         found = judge(self.world.oracle, pictures)
         result = {}
