@@ -66,17 +66,13 @@ class Pairs:
         return apply_adapter(model, self.world.adapter, reference=reference, weight=weight, guidance="simple", **more)
 
     def shares(self, model: Any) -> dict[str, float]:
-        """Of the pictures, how many show the style and the layout of the first and of the second reference; and how
-        sure the oracle is of the first one's style, as a mean log-likelihood: few tell more by it."""
+        """Of the pictures, how many show the style and the layout of the first and of the second reference."""
         pictures = self.world.paint(self.cases, model=model, adapted=False)
         found = judge(self.world.oracle, pictures)
         result = {}
         for name, cases in (("first", self.cases), ("second", self.others)):
             shown = labels([case.condition for case in cases])
             result |= {f"{name} {what}": float((found[what] == shown[what]).float().mean()) for what in OPEN}
-        likelihoods = self.world.oracle(pictures)["style"].log_softmax(dim=1)
-        first = labels([case.condition for case in self.cases])["style"]
-        result["log of first style"] = float(likelihoods.gather(1, first[:, None]).mean())
         print({name: round(share, 2) for name, share in result.items()})
         return result
 
@@ -120,11 +116,11 @@ def without(pairs: Pairs) -> dict[str, float]:
 def check_a_negative(pairs: Pairs, without: dict[str, float]) -> None:
     everything, style = pairs.reference(Task.EVERYTHING), pairs.reference(Task.STYLE)
     beside = pairs.shares(pairs.applied(everything, negative_reference=style, strength=BEARABLE))
-    assert without["log of first style"] - beside["log of first style"] >= 0.5, (without, beside)
+    assert without["first style"] - beside["first style"] >= 0.1, (without, beside)
     assert beside["first layout"] >= 0.6, "what was not said to keep away from stays"
 
 
-def test_a_negative_style_is_less_likely(pairs: Pairs, without: dict[str, float]) -> None:
+def test_a_negative_style_lowers_its_share(pairs: Pairs, without: dict[str, float]) -> None:
     check_a_negative(pairs, without)
 
 
