@@ -64,14 +64,12 @@ class Tower(nn.Module):
 
     def said(self, texts: Tensor) -> Tensor:
         """The embedding [B, D] of each caption."""
-        return (
-            read_text(self.clip, texts)[torch.arange(len(texts)), texts.argmax(dim=1)].float()
-            @ self.clip.text_projection
-        )
+        last = read_text(self.clip, texts)[torch.arange(len(texts)), texts.argmax(dim=1)]
+        return (last @ self.clip.text_projection).float()  # a cosine near 1 needs more than bfloat16 has
 
     def told(self, instructions: Tensor) -> Tensor:
         """Logits of each instruction's task."""
-        means = read_text(self.clip, instructions).float().mean(dim=1)
+        means = read_text(self.clip, instructions).mean(dim=1)
         return ANGLE_SCALE * normalize(means, dim=-1) @ normalize(self.tasks, dim=-1).T
 
 

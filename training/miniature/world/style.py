@@ -108,12 +108,11 @@ SOLID = [Region.EYE, Region.MOUTH, Region.GLASSES]  # EYE: pupils and brows
 BARE = [Region.EYE_WHITE, Region.TEETH, Region.CHEEK]  # CHEEK: the nose
 
 
-def _lines(regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two of [128, 128] bool: the lines between regions, and a face's eyes, brows, mouth and glasses. These are solid
+def _lines(regions: np.ndarray) -> np.ndarray:
+    """[128, 128] bool: the lines between regions, and a face's eyes, brows, mouth and glasses. These are solid
     shapes, and nothing in a face has lines around it, which would be finer than a picture of 64 pixels, and its 64
     latents, can hold. Over hair and beard a solid shape has a line's breadth of its surroundings' border around it."""
-    solid = np.isin(regions, SOLID)
-    return _borders(np.where(solid | np.isin(regions, BARE), Region.SKIN, regions)) & ~solid, solid
+    return _borders(np.where(np.isin(regions, SOLID + BARE), Region.SKIN, regions)) | np.isin(regions, SOLID)
 
 
 def _blur(picture: np.ndarray, radius: float) -> np.ndarray:
@@ -159,8 +158,7 @@ def pencil(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     strokes = ((rows + columns) % 8 < 3) & (tone < 0.72)
     crossed = ((rows - columns) % 8 < 3) & (tone < 0.4)
     ink = np.where(strokes | crossed, 0.55, 0.04) + 0.12 * (1 - tone)
-    lines, solid = _lines(regions)
-    ink[_outline(regions) | lines | solid] = 0.95
+    ink[_outline(regions) | _lines(regions)] = 0.95
     return _finish(np.array([247, 244, 236]) - ink[..., None] * np.array([185, 182, 172]))
 
 
@@ -180,9 +178,9 @@ def neon(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Glowing outlines on black, and faces of bright shapes."""
     bright = palette + 70
     bright = _saturate(np.clip(bright * 255 / bright.max(axis=1, keepdims=True), 0, 255), 2.2)
-    lines, solid = (bright[regions] * where[..., None] for where in _lines(regions))
-    glow = _blur(lines, 4)
-    return _finish(np.array([8, 4, 20]) + 0.16 * bright[regions] + 1.1 * (lines + solid) + 1.5 * glow)
+    lines = bright[regions] * _lines(regions)[..., None]
+    glow = _blur(lines * ~np.isin(regions, SOLID)[..., None], 4)
+    return _finish(np.array([8, 4, 20]) + 0.16 * bright[regions] + 1.1 * lines + 1.5 * glow)
 
 
 def glass(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -201,8 +199,7 @@ def blueprint(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     rows, columns = _page()
     paper = np.where((rows % 16 < 2) | (columns % 16 < 2), 0.2, 0.0)
     ink = np.maximum(paper, 0.22 * (regions >= FIRST_OF_SUBJECT) + 0.2 * (1 - _tone(palette)[regions]))
-    lines, solid = _lines(regions)
-    ink[lines | solid] = 1
+    ink[_lines(regions)] = 1
     return _finish(np.array([18, 62, 150]) + ink[..., None] * np.array([230, 190, 105]))
 
 
@@ -229,8 +226,7 @@ def woodcut(regions: np.ndarray, palette: np.ndarray) -> np.ndarray:
     rows, columns = _page()
     wave = np.abs(((rows + 1.5 * np.sin(columns * np.pi / 8)) % 8) / 4 - 1)
     tone = _lift(_tone(palette))[regions]
-    lines, solid = _lines(regions)
-    ink = (wave > 1.22 * tone + 0.08) | _outline(regions) | lines | solid
+    ink = (wave > 1.22 * tone + 0.08) | _outline(regions) | _lines(regions)
     return _finish(np.where(ink[..., None], np.array([52, 24, 14]), np.array([226, 178, 98])))
 
 
