@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 from training.files import sha256
+from training.frozen.attention import quick_gradients
 from training.miniature.models import autoencoder
 from training.miniature.models.base import SCHEDULE, TextToImage
 from training.miniature.models.fit import in_bfloat16
@@ -103,7 +104,9 @@ def noise_loss(
     signal = _signals(clean.device)[timesteps]
     share = signal[..., None, None, None]
     noisy = share.sqrt() * clean[:, None] + (1 - share).sqrt() * noise
-    found = predict(noisy.flatten(0, 1).contiguous(memory_format=torch.channels_last), timesteps.flatten())
+    precision = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+    with quick_gradients(noisy, precision):
+        found = predict(noisy.flatten(0, 1).contiguous(memory_format=torch.channels_last), timesteps.flatten())
     errors = (found.float().view_as(noise) - noise).square().mean(dim=(2, 3, 4))
     levels = errors.detach().mean(dim=0)
     return (loss_weights(signal) * errors).mean(), {f"noise{n}": error for n, error in enumerate(levels)}
