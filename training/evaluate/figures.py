@@ -172,8 +172,9 @@ def _steps(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line["step"], line
 
 
-def plot_learning_curves(curves: Mapping[Task, Mapping[str, Curves]], path: Path) -> None:
-    """A column a task, a panel for each of its metrics, a line for each run, in the same look throughout."""
+def plot_learning_curves(curves: Mapping[Task, Mapping[str, Curves]], path: Path, shares: bool = False) -> None:
+    """A column a task, a panel for each of its metrics, a line for each run, in the same look throughout; ``shares``
+    are shown between 0 and 1."""
     labels = list(dict.fromkeys(label for metrics in curves.values() for lines in metrics.values() for label in lines))
     height = max(len(metrics) for metrics in curves.values())
     figure = _figure(4.2 * len(curves), 2.5 * height + 0.6)
@@ -185,6 +186,8 @@ def plot_learning_curves(curves: Mapping[Task, Mapping[str, Curves]], path: Path
         for axes, (metric, lines) in zip(panels[:, column], metrics.items(), strict=True):
             _style(axes)
             axes.set_ylabel(metric_title(metric))
+            if shares:
+                axes.set_ylim(0, 1.02)  # so that a marker at 1 is whole
             for label, (steps, values) in lines.items():
                 line = _draw_line(axes, labels.index(label), steps, values, noisy=metric == TRAINING_LOSS)
                 handles.setdefault(label, line)

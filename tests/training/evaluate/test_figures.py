@@ -115,6 +115,18 @@ def test_learning_curves_have_a_panel_a_metric_and_a_colour_a_run(tmp_path: Path
         assert np.corrcoef(x, y)[0, 1] * sign > 0.9
 
 
+def test_shares_are_drawn_from_0_to_1(tmp_path: Path) -> None:
+    curves = {Task.STYLE: {"share": {"Joint": (tuple(range(0, 1000, 100)), tuple(0.9 + n / 200 for n in range(10)))}}}
+    rows = {}
+    for shares in (True, False):
+        path = tmp_path / f"{shares}.png"
+        plot_learning_curves(curves, path, shares)
+        body = of_colour(pixels(path), BLUE)
+        body[: len(body) // 5] = False  # the legend
+        rows[shares] = np.ptp(np.flatnonzero(body.any(axis=1))) / len(body)
+    assert 0.02 < rows[True] < 0.2 < 0.4 < rows[False], rows
+
+
 def test_the_verb_draws_curves_from_logs(tmp_path: Path) -> None:
     lines = [{"step": step, "style": {"CLIP-S": 0.4, "CLIP-P": 0.7}} for step in range(0, 100, 10)]
     folder = log(tmp_path / "run", lines)

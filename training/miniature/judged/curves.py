@@ -60,7 +60,7 @@ def run(config: CurvesConfig) -> None:
     curves = read(config.out, list(config.runs))
     for name, tasks in FIGURES.items():
         path = config.out / f"{name}.png"
-        plot_learning_curves({task: curves[task] for task in tasks}, path)
+        plot_learning_curves({task: curves[task] for task in tasks}, path, shares=True)
         print(path)
 
 
