@@ -133,7 +133,7 @@ def grid(
                 sheet.paste(square, (x, top))
             _write(draw, x, top + CELL + 4, caption, CAPTION, GREY)
         top += CELL + GAP + extra
-    sheet.save(path, quality=92)
+    sheet.save(path, quality=85)
 
 
 def _draw_row_title(draw: ImageDraw.ImageDraw, text: str, top: int) -> None:

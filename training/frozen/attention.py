@@ -10,7 +10,7 @@ SHORT = 16 * 16
 """Positions of a picture up to which plain products are the quicker on a processor."""
 
 
-def quick_gradients(latents: Tensor, dtype: torch.dtype) -> AbstractContextManager[None]:
+def quick_gradients(latents: Tensor, dtype: torch.dtype) -> AbstractContextManager[object]:
     """A context in which to run a network that is computed in ``dtype``, of whose attentions gradients are wanted.
 
     On a processor torch's fused attention takes three to ten times as long for its gradient in half as many bits where
