@@ -172,7 +172,7 @@ def _steps(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line["step"], line
 
 
-def plot_learning_curves(curves: Mapping[Task, Mapping[str, Curves]], path: Path, shares: bool = False) -> None:
+def plot_learning_curves(curves: Mapping[Task, Mapping[str, Curves]], path: Path, *, shares: bool = False) -> None:
     """A column a task, a panel for each of its metrics, a line for each run, in the same look throughout; ``shares``
     are shown between 0 and 1."""
     labels = list(dict.fromkeys(label for metrics in curves.values() for lines in metrics.values() for label in lines))

@@ -7,14 +7,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SHORT = 16 * 16
-"""Positions of a picture up to which plain products are the quicker on a processor."""
+"""Positions of latents up to which plain products are taken on a processor."""
 
 
 def quick_gradients(latents: Tensor, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """A context in which to run a network that is computed in ``dtype``, of whose attentions gradients are wanted.
+    """A context in which to run a network of ``dtype`` on ``latents`` [..., h, w], and its gradient.
 
-    On a processor torch's fused attention takes three to ten times as long for its gradient in half as many bits where
-    sequences are short (80 samples of 8 × 8 positions, torch 2.13: 69 ms for 21; at 64 × 64 it is the quicker).
+    In half as many bits torch's fused attention takes three to ten times as long for its gradient on a processor where
+    sequences are short, as measured on one with matrix tiles (80 samples of 8 × 8 positions, torch 2.13: 69 ms for 21;
+    one of 64 × 64: 0.5 s for 1.4, the other way about).
     """
     slow = latents.device.type == "cpu" and dtype != torch.float32 and latents.shape[-2:].numel() <= SHORT
     return sdpa_kernel(SDPBackend.MATH) if slow else nullcontext()

@@ -12,7 +12,6 @@ from ipadapter_instruct_core.config import AdapterConfig, Base, Form, Instructio
 from ipadapter_instruct_core.projector import NEW_LAYER_SIGMA
 from torch import Tensor, nn
 from torch.profiler import record_function
-from training.frozen.attention import quick_gradients
 from training.frozen.fit import check_fit
 from training.frozen.network import Sites, is_joint, predict, sites
 from training.frozen.noise import noised
@@ -180,6 +179,5 @@ def losses(network: Any, adapter: nn.Module, schedule: Any, batch: Mapping[str, 
         with record_function("network"):
             return predict(network, mixed.latents.to(dtype), mixed.time, text, image, batch.get("added"))
 
-    with quick_gradients(mixed.latents, dtype):
-        prediction = adapter(*states, read=read) if is_joint(network) else read(adapter(*states))
+    prediction = adapter(*states, read=read) if is_joint(network) else read(adapter(*states))
     return (prediction.float() - mixed.target).pow(2).mean(dim=(1, 2, 3))

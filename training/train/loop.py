@@ -19,6 +19,7 @@ from tqdm import tqdm
 from training.datasets.shards import Tally
 from training.features.draws import Draws
 from training.features.stored import encode_batch
+from training.frozen.attention import quick_gradients
 from training.frozen.network import embedding, prepare
 from training.frozen.noise import follows_flow
 from training.train import checkpoints
@@ -254,10 +255,11 @@ class Trainer:
             with accelerator.accumulate(self.model):
                 with record_function("features"):
                     moved = self._on_device(batch)
-                with record_function("loss"):
-                    values = losses(self.network, self.model, self.base.schedule, moved, self.dtype)
-                with record_function("gradients"):
-                    accelerator.backward(values.mean())
+                with quick_gradients(moved["latents"], self.dtype):  # checkpointed blocks run again in the second half
+                    with record_function("loss"):
+                        values = losses(self.network, self.model, self.base.schedule, moved, self.dtype)
+                    with record_function("gradients"):
+                        accelerator.backward(values.mean())
                 with record_function("optimizer"):
                     if accelerator.sync_gradients:
                         longest = self.config.max_grad_norm

@@ -120,7 +120,7 @@ def test_shares_are_drawn_from_0_to_1(tmp_path: Path) -> None:
     rows = {}
     for shares in (True, False):
         path = tmp_path / f"{shares}.png"
-        plot_learning_curves(curves, path, shares)
+        plot_learning_curves(curves, path, shares=shares)
         body = of_colour(pixels(path), BLUE)
         body[: len(body) // 5] = False  # the legend
         rows[shares] = np.ptp(np.flatnonzero(body.any(axis=1))) / len(body)

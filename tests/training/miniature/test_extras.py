@@ -136,18 +136,20 @@ def test_training_with_updates_is_training_what_is_merged(narrow: base.TextToIma
     assert {name.rpartition(".")[2] for name, one in trained.named_parameters() if one.requires_grad} == {"up", "down"}
 
 
-def test_latents_are_noised_as_the_scheduler_does_and_perfect_answers_cost_nothing() -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_latents_are_noised_as_the_scheduler_does_and_perfect_answers_cost_nothing(half: bool) -> None:
     clean, drawn = torch.randn(3, 4, 8, 8), draw_noise(3, 2, np.random.default_rng(0))
     assert ((drawn["timesteps"] < 500) == torch.tensor([True, False])).all()
     repeated, timesteps, noise = clean.repeat_interleave(2, dim=0), drawn["timesteps"].flatten(), drawn["noise"]
     wanted = DDIMScheduler(**base.SCHEDULE).add_noise(repeated, noise.flatten(0, 1), timesteps)
 
     def predict(noisy: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        assert torch.equal(at, timesteps)
+        assert torch.equal(at, timesteps) and torch.backends.cuda.flash_sdp_enabled() != half
         assert torch.allclose(noisy, wanted, atol=1e-6)
         return noise.flatten(0, 1) + torch.tensor([0.0, 1.0] * 3).view(-1, 1, 1, 1)
 
-    loss, levels = noise_loss(predict, clean, drawn["timesteps"], noise)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss, levels = noise_loss(predict, clean, drawn["timesteps"], noise)
     assert levels["noise0"] == 0 and torch.isclose(levels["noise1"], torch.tensor(1.0))
     assert 0.5 < loss <= 4  # half of the rows, by weights of 1 to 8
 

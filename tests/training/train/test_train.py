@@ -157,16 +157,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(workshop: Path, tmp_
         assert_same_gradients(found[micro], found[8], tolerance=1e-4)
 
 
-def test_gradient_checkpointing_computes_twice_and_changes_nothing(workshop: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_gradient_checkpointing_computes_twice_and_changes_nothing(
+    workshop: Path, tmp_path: Path, precision: str
+) -> None:
+    """Both times with the same kernel: in half as many bits not the fused one, for pictures as small as these."""
     calls, found = {}, {}
     for asked in (False, True):
-        trainer = made(workshop, tmp_path / str(asked), gradient_checkpointing=asked, steps=2, micro_batch_size=8)
+        changes = {"gradient_checkpointing": asked, "precision": precision, "steps": 2, "micro_batch_size": 8}
+        trainer = made(workshop, tmp_path / str(asked), **changes)
         block = trainer.base.network.down_blocks[0].attentions[0].transformer_blocks[0].attn2
-        seen: list[int] = []
-        block.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        seen: list[bool] = []
+        block.register_forward_hook(lambda *_, seen=seen: seen.append(torch.backends.cuda.flash_sdp_enabled()))
         trainer.train()
-        calls[asked], found[asked] = len(seen), moments(tmp_path / str(asked))
-    assert calls == {False: 2, True: 4}
+        calls[asked], found[asked] = seen, moments(tmp_path / str(asked))
+    assert calls == {False: 2 * [precision == "no"], True: 4 * [precision == "no"]}
     assert_same_moments(found[True], found[False], tolerance=1e-4)
 
 

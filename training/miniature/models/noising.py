@@ -104,7 +104,7 @@ def noise_loss(
     signal = _signals(clean.device)[timesteps]
     share = signal[..., None, None, None]
     noisy = share.sqrt() * clean[:, None] + (1 - share).sqrt() * noise
-    precision = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+    precision = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     with quick_gradients(noisy, precision):
         found = predict(noisy.flatten(0, 1).contiguous(memory_format=torch.channels_last), timesteps.flatten())
     errors = (found.float().view_as(noise) - noise).square().mean(dim=(2, 3, 4))
