@@ -67,7 +67,7 @@ def test_a_lesson_is_learned_and_captions_stay(tmp_path: Path, monkeypatch: pyte
     config = TextTowerConfig(steps=20, rate=2e-3, captions=8, instructions=16, folder=tmp_path, device="cpu")
     text_tower.run(config)
     lines = (tmp_path / "text-tower" / "log.jsonl").read_text().splitlines()
-    assert len(lines) == 1 and json.loads(lines[0])["captions_moved"] < 2e-4  # 1e-3 where they are pushed away
+    assert len(lines) == 1 and json.loads(lines[0])["captions_moved"] < 1e-4  # 1e-3 where they are pushed away
     visual = [key for key in before if key.startswith("visual.")]
     assert len(visual) > 50 and all(torch.equal(saved[key], before[key]) for key in visual)
     moved = [key for key in before if key.startswith("transformer.") and not torch.equal(saved[key], before[key])]
