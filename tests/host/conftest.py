@@ -47,6 +47,23 @@ def flow_bench(request: pytest.FixtureRequest) -> Sd3Bench:
     return request.getfixturevalue(f"{request.param}_bench")
 
 
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The `SmallWorld`, whose adapter tests may break: `world` has it whole."""
+    from meaning import STEPS
+    from small_world import SmallWorld
+    from training.miniature.expand.write import write_models
+
+    with torch.inference_mode():
+        return SmallWorld(write_models(tmp_path_factory.mktemp("miniature")), STEPS)
+
+
+@pytest.fixture
+def world(miniature: Any) -> Any:
+    miniature.renew()
+    return miniature
+
+
 @pytest.fixture
 def models_file(server: ComfyServer) -> Iterator[Callable[[str, str, Any], str]]:
     """Puts a file, of bytes or of weights, into the server's models folder for the length of a test."""

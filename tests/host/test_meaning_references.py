@@ -6,7 +6,6 @@ More pictures, and the figures in print: MEANING_CASES=100 pytest -rP tests/host
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,8 +16,8 @@ import pytest
 import torch
 from ipadapter_instruct_core.config import Base
 from ipadapter_instruct_core.tasks import Task, defaults
+from meaning import CASES, SEED
 from small_world import SmallWorld, apply_adapter, encode_instruction, images, node
-from training.miniature.expand.write import write_models
 from training.miniature.judged.cases import Case, task_cases
 from training.miniature.models.oracle import judge, labels
 from training.miniature.world.captions import caption
@@ -31,8 +30,7 @@ vision = importlib.import_module(f"{inside.PACK}.nodes.host.vision")
 apply_module = importlib.import_module(f"{inside.PACK}.nodes.apply")
 encode_reference, combine = node("encode_reference", "EncodeReference"), node("combine_references", "CombineReferences")
 
-CASES, SEED = int(os.environ.get("MEANING_CASES", "6")), 2
-STEPS = 8
+PAIRS = 3 * CASES // 2  # a mean and a negative show in some pictures alone
 OPEN = ("style", "layout")  # what the prompts leave to the references
 SHARED = {"weight_1": 1.0, "weight_2": 1.0}
 BEARABLE = 0.75  # at full strength the picture's style wins over what keeps away from it in most pictures
@@ -78,16 +76,15 @@ class Pairs:
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pairs]:
+def pairs(miniature: SmallWorld) -> Iterator[Pairs]:
     with torch.inference_mode():
-        world = SmallWorld(write_models(tmp_path_factory.mktemp("miniature")), STEPS)
-        cases = things(SEED, 3 * CASES)[:CASES]
-        pool, others = things(SEED + 3, 8 * CASES), []
+        cases = things(SEED, 3 * PAIRS)[:PAIRS]
+        pool, others = things(SEED + 3, 8 * PAIRS), []
         for case in cases:
             unlike = (all(getattr(o.condition, part) != getattr(case.condition, part) for part in OPEN) for o in pool)
             others.append(pool.pop([*unlike].index(True)))
         cases = [replace(c, prompt=caption(c.target, np.random.default_rng(c.seed), OPEN)) for c in cases]
-        yield Pairs(world, cases, others)
+        yield Pairs(miniature, cases, others)
 
 
 def check_the_mean(pairs: Pairs, **weights: float) -> None:
@@ -105,6 +102,12 @@ def test_the_mean_of_two_styles_shows_one_or_the_other(pairs: Pairs) -> None:
 def test_a_mean_of_which_one_is_lost_is_found_out(pairs: Pairs) -> None:
     with pytest.raises(AssertionError, match="second style"):
         check_the_mean(pairs, weight_1=1.0, weight_2=0.0)
+
+
+@pytest.fixture
+def few(pairs: Pairs) -> Pairs:
+    """Roles show in nearly every picture."""
+    return replace(pairs, cases=pairs.cases[:CASES], others=pairs.others[:CASES])
 
 
 @pytest.fixture(scope="module")
@@ -140,21 +143,21 @@ def check_two_roles(shares: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("way", ["chain", "side by side"])
-def test_the_style_of_one_and_the_layout_of_the_other(pairs: Pairs, way: str, swapped: bool) -> None:
-    roles = [pairs.reference(Task.STYLE), pairs.reference(Task.COMPOSITION, second=True)]
+def test_the_style_of_one_and_the_layout_of_the_other(few: Pairs, way: str, swapped: bool) -> None:
+    roles = [few.reference(Task.STYLE), few.reference(Task.COMPOSITION, second=True)]
     one, other = reversed(roles) if swapped else roles
     if way == "chain":
-        model = pairs.applied(other, model=pairs.applied(one))
+        model = few.applied(other, model=few.applied(one))
     else:
-        model = pairs.applied(combine(method=way, reference_1=one, reference_2=other, **SHARED), strength=1.5)
-    check_two_roles(pairs.shares(model))
+        model = few.applied(combine(method=way, reference_1=one, reference_2=other, **SHARED), strength=1.5)
+    check_two_roles(few.shares(model))
 
 
-def test_roles_that_are_confused_are_found_out(pairs: Pairs) -> None:
-    style, layout = pairs.reference(Task.STYLE, second=True), pairs.reference(Task.COMPOSITION)
+def test_roles_that_are_confused_are_found_out(few: Pairs) -> None:
+    style, layout = few.reference(Task.STYLE, second=True), few.reference(Task.COMPOSITION)
     both = combine(method="side by side", reference_1=style, reference_2=layout, **SHARED)
     with pytest.raises(AssertionError, match="first style"):
-        check_two_roles(pairs.shares(pairs.applied(both, strength=1.5)))
+        check_two_roles(few.shares(few.applied(both, strength=1.5)))
 
 
 def test_where_it_looked_in_the_object_box(pairs: Pairs) -> None:
