@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 
 import numpy as np
 from ipadapter_instruct_core.tasks import Task
@@ -18,9 +16,7 @@ STEPS = 8  # of the sampler: with fewer, prompts are not followed either
 COLOURED = ("poster", "watercolour", "glass", "dots")  # styles that fill a thing with its own colour
 
 
-def check(
-    found: Mapping[str, Rate], floors: Mapping[str, float], ceilings: Mapping[str, float] = MappingProxyType({})
-) -> None:
+def check(found: dict[str, Rate], floors: dict[str, float], ceilings: dict[str, float] = {}) -> None:
     """Fails with the figures that miss their bounds."""
     print(", ".join(f"{name} {found[name].hits} of {found[name].total}" for name in (*floors, *ceilings)))
     missed = [f"{name} {found[name]} < {bound}" for name, bound in floors.items() if found[name].share < bound]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 import inside
 import pytest
 import torch
-from ipadapter_instruct_core.tasks import Task
+from ipadapter_instruct_core.tasks import Task, phrase
 from meaning import CASES, SEED, cases_of, check, reworded
 from small_world import SmallWorld
 from training.miniature.judged.cases import crossed_cases, task_cases
@@ -94,9 +94,8 @@ def test_a_broken_adapter_is_found_out(
         check_task(world, task)
 
 
-def test_the_instruction_decides(world: SmallWorld) -> None:
-    """The prompts say neither style nor layout, and nothing but the instruction differs between the two pictures: with
-    one that is ignored they would be the same, and no share of theirs would differ.
+def check_the_instruction(world: SmallWorld) -> None:
+    """The prompts say neither style nor layout, and nothing but the instruction differs between the two pictures.
 
     Under the tasks' own prompts an ignored instruction does not show: they say all that the task leaves alone, and over
     "everything" the prompt wins too.
@@ -110,6 +109,16 @@ def test_the_instruction_decides(world: SmallWorld) -> None:
         assert more[figure].share - less[figure].share > 0.4, figure
 
 
+def test_the_instruction_decides(world: SmallWorld) -> None:
+    check_the_instruction(world)
+
+
+def test_an_ignored_instruction_is_found_out(world: SmallWorld) -> None:
+    world.instruction = phrase(Task.EVERYTHING)
+    with pytest.raises(AssertionError, match="condition style"):
+        check_the_instruction(world)
+
+
 def test_three_way_guidance_takes_it_too(world: SmallWorld) -> None:
     """In so few steps it follows prompts less; what it takes is what counts here."""
     world.guidance = "three-way"
@@ -120,7 +129,7 @@ def test_the_middle_block_knows_faces_by_itself(world: SmallWorld) -> None:
     """Its slot has a key of its own kind, and the other layers make up for it where it is dead. Alone it knows
     about half of the faces, which takes many to tell; with it dead too one in sixteen comes by chance, and fewer tell
     that."""
-    cases, floors = task_cases(Task.FACE, 4 * CASES, SEED, held_out=False), {"condition identity": 0.4}
+    cases, floors = task_cases(Task.FACE, 4 * CASES, SEED, held_out=False), {"condition identity": 0.5}
     silence(world, (*OUTER, *LOWER))
     world.strength = 2.0
     check(world.rates(cases), floors)
